@@ -1,0 +1,256 @@
+"""What the pure scheduler core is told (events) and what it asks for (effects).
+
+The way of one swap: `LeaseRequested(b)` → `SwapOut(a)`, later `EngineLeft(a)` → `BringIn(b)`,
+later `EngineReady(b)` → `GrantLease`. The runner carries effects out and feeds their outcome
+back as events; every `BringIn` is answered by `EngineReady` or `TransitionFailed`, every
+`SwapOut` by `EngineLeft` or `TransitionFailed`, every `StopEngine` by `EngineLeft`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from swapserve.errors import SwapServeError
+from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
+from swapserve.states import EngineState, Tier
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSeen:
+    """An engine and where it is now; sent once for each when the daemon starts."""
+
+    engine: EngineName
+    state: EngineState
+    tier: Tier
+    footprint_bytes: int | None
+    can_preempt: bool
+    """Whether it survives a swap out with requests in flight (live images possible)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequested:
+    """A request wants its engine."""
+
+    lease: LeaseId
+    engine: EngineName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEnded:
+    """A request is over: answered, failed, refused or its client left (in any lease state)."""
+
+    lease: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReady:
+    """A `BringIn` succeeded, or a `SwapOut` was given up with the engine still serving."""
+
+    engine: EngineName
+    footprint_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLeft:
+    """The engine is off its device and the bytes were seen free."""
+
+    engine: EngineName
+    tier: Tier
+    seconds: float
+    leases_lost: bool = False
+    """Its process is gone for good, so suspended and active leases cannot continue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitionFailed:
+    """A transition ended badly. `holds_device` says whether bytes may still be in use there."""
+
+    engine: EngineName
+    error: SwapServeError
+    state: EngineState
+    tier: Tier
+    leases_lost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineExited:
+    """The process ended without being asked to; device bytes are free."""
+
+    engine: EngineName
+    error: SwapServeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FootprintMeasured:
+    """New reading of what a resident engine holds on its device."""
+
+    engine: EngineName
+    footprint_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandGiven:
+    """An operator asks for something; answered by `CommandDone` exactly once."""
+
+    command: CommandId
+    verb: Literal["swap_in", "swap_out", "start", "stop", "pin", "unpin"]
+    engine: EngineName
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The timer that the core last asked for went off."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownAsked:
+    """Refuse waiting leases, start nothing new."""
+
+
+Event = (
+    EngineSeen
+    | LeaseRequested
+    | LeaseEnded
+    | EngineReady
+    | EngineLeft
+    | TransitionFailed
+    | EngineExited
+    | FootprintMeasured
+    | CommandGiven
+    | Tick
+    | ShutdownAsked
+)
+
+# --------------------------------------------------------------- effects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BringIn:
+    """Bring the engine onto its device: restore an image, or cold start."""
+
+    engine: EngineName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapOut:
+    """Move the engine off its device. `in_flight`: its active leases become suspended."""
+
+    engine: EngineName
+    in_flight: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopEngine:
+    """End the engine's process for good (operator)."""
+
+    engine: EngineName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Show the engine as draining (True) or as ready again (False); no work is done."""
+
+    engine: EngineName
+    on: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantLease:
+    """Let the request go to its engine now."""
+
+    lease: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefuseLease:
+    """Tell the request why it cannot be served; the lease is over (no LeaseEnded needed)."""
+
+    lease: LeaseId
+    error: SwapServeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendLease:
+    """The request's engine is going away in mid-answer; its stream stays open."""
+
+    lease: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeLease:
+    """The suspended request's engine is back."""
+
+    lease: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseLease:
+    """The active or suspended request cannot continue; the lease is over."""
+
+    lease: LeaseId
+    error: SwapServeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandDone:
+    """The operator's command ended (`error` None: as asked)."""
+
+    command: CommandId
+    error: SwapServeError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTimer:
+    """Send a `Tick` at this monotonic time; replaces the previous one (None: no timer)."""
+
+    at: float | None
+
+
+Effect = (
+    BringIn
+    | SwapOut
+    | StopEngine
+    | Drain
+    | GrantLease
+    | RefuseLease
+    | SuspendLease
+    | ResumeLease
+    | LoseLease
+    | CommandDone
+    | SetTimer
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """One pool of memory as the core sees it."""
+
+    name: DeviceName
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine as the core sees it: configuration only."""
+
+    name: EngineName
+    device: DeviceName
+    memory_bytes: int | None
+    pin: bool
+    preload: bool
+    ttl_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """The knobs of the first policy."""
+
+    busy: Literal["preempt", "drain"]
+    quantum_s: float
+    max_wait_s: float
+    queue_limit: int
+    queue_timeout_s: float
+    retry_backoff_s: float

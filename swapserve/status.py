@@ -1,0 +1,80 @@
+"""Snapshots of what is where, as the admin API, CLI, metrics and `/v1/models` show them."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from swapserve.states import EngineState, Tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSummary:
+    """One finished transition. Seconds by phase; `unaccounted_s` is what no phase explains."""
+
+    kind: Literal["cold_start", "swap_in", "swap_out", "stop"]
+    mechanism: str
+    """`cold`, `golden`, `live`, `discard`, `kill`, `freeze`, ..."""
+    from_tier: Tier
+    to_tier: Tier
+    cause: str
+    seconds: float
+    phases: dict[str, float]
+    unaccounted_s: float
+    bytes: int
+    finished_at: float
+    """Wall clock, seconds since the epoch."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """One engine now."""
+
+    name: str
+    aliases: tuple[str, ...]
+    recipe: str
+    device: str
+    state: EngineState
+    tier: Tier
+    since: float
+    """Wall clock at which it entered this state."""
+    footprint_bytes: int | None
+    footprint_source: Literal["configured", "measured", "unknown"]
+    active: int
+    waiting: int
+    suspended: int
+    pinned: bool
+    golden_image: bool
+    image_bytes: int
+    restored_from: str | None
+    address: str | None
+    pid: int | None
+    last_swap: SwapSummary | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """One pool of memory now; reserved + committed never exceed capacity."""
+
+    name: str
+    kind: str
+    capacity_bytes: int
+    reserved_bytes: int
+    committed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Everything."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    profile: str
+    keeper_pid: int
+    devices: tuple[DeviceStatus, ...] = field(default_factory=tuple)
+    engines: tuple[EngineStatus, ...] = field(default_factory=tuple)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain dicts, lists, strings and numbers."""
+        return asdict(self)
