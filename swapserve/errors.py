@@ -243,3 +243,15 @@ class IllegalTransition(SwapServeError):
         self.new = new
         self.cause = cause
         super().__init__(f"'{engine}' cannot go from {old} to {new} ({cause})")
+
+
+class Unauthenticated(SwapServeError, PermissionError):
+    """A key is missing or wrong."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(SwapServeError, PermissionError):
+    """The caller is known well enough to be told no."""
+
+    code = "forbidden"
