@@ -56,6 +56,41 @@ class InvalidRequest(SwapServeError, ValueError):
         super().__init__(message)
 
 
+class RequestTooLarge(InvalidRequest):
+    """A request body over the configured limit."""
+
+    code = "request_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(f"The request body is larger than {limit_bytes} bytes.")
+
+
+class NotAuthenticated(SwapServeError, PermissionError):
+    """No API key, or one that is not in the configuration."""
+
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("A valid API key is needed: 'Authorization: Bearer KEY' or 'x-api-key'.")
+
+
+class EndpointNotFound(SwapServeError, LookupError):
+    """No such path here, or none that this engine may be asked for."""
+
+    code = "endpoint_not_found"
+
+
+class MethodNotAllowed(SwapServeError):
+    """The path exists, but not with this method; `allowed` are those it has."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        self.allowed = tuple(allowed)
+        super().__init__(f"{method} is not possible on {path}; use {', '.join(self.allowed)}.")
+
+
 class ModelNotFound(SwapServeError, LookupError):
     """No engine has that name or alias; `near` are the closest ones that exist."""
 
