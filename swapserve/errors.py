@@ -66,15 +66,6 @@ class RequestTooLarge(InvalidRequest):
         super().__init__(f"The request body is larger than {limit_bytes} bytes.")
 
 
-class NotAuthenticated(SwapServeError, PermissionError):
-    """No API key, or one that is not in the configuration."""
-
-    code = "invalid_api_key"
-
-    def __init__(self) -> None:
-        super().__init__("A valid API key is needed: 'Authorization: Bearer KEY' or 'x-api-key'.")
-
-
 class EndpointNotFound(SwapServeError, LookupError):
     """No such path here, or none that this engine may be asked for."""
 
