@@ -24,6 +24,12 @@ class SwapSummary:
     """Wall clock, seconds since the epoch."""
     error: str | None = None
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "SwapSummary":
+        """Build from the plain form."""
+        tiers = {"from_tier": Tier(data["from_tier"]), "to_tier": Tier(data["to_tier"])}
+        return cls(**{**data, **tiers})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
@@ -50,6 +56,22 @@ class EngineStatus:
     pid: int | None
     last_swap: SwapSummary | None
     error: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "EngineStatus":
+        """Build from the plain form."""
+        last = data["last_swap"]
+        changed = {
+            "aliases": tuple(data["aliases"]),
+            "state": EngineState(data["state"]),
+            "tier": Tier(data["tier"]),
+            "last_swap": None if last is None else SwapSummary.from_json(last),
+        }
+        return cls(**{**data, **changed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +100,12 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Status":
+        """Build from the plain form; raises KeyError, TypeError or ValueError on another one."""
+        changed = {
+            "devices": tuple(DeviceStatus(**device) for device in data["devices"]),
+            "engines": tuple(EngineStatus.from_json(engine) for engine in data["engines"]),
+        }
+        return cls(**{**data, **changed})

@@ -1,1 +1,1 @@
-
+"""Clients of a running daemon."""
