@@ -1,1 +1,1 @@
-
+"""The configuration: its schema, how it is read, and recipes of engines."""

@@ -2,13 +2,16 @@
 
 `config/load.py` builds them from YAML; nothing else constructs them from user input. Sizes in
 YAML may be written `8GiB`, times `30s`; here they are always bytes (int) and seconds (float).
+`fields.py` derives the YAML keys, `docs/configuration.md` and the JSON Schema from these classes:
+`ttl_s` is the key `ttl`, and the string after an attribute is its description.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from swapserve.config.fields import Yaml
 from swapserve.config.recipes import Recipe
 from swapserve.ids import DeviceName, EngineName
 from swapserve.states import Tier
@@ -19,6 +22,8 @@ Profile = Literal["auto", "root", "unprivileged"]
 OnExit = Literal["stop", "leave"]
 
 GIB = 1 << 30
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._:/-]*"
+DEVICE_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,33 +31,44 @@ class ServerConfig:
     """The front door."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
-    api_keys: tuple[str, ...] = ()
-    admin_keys: tuple[str, ...] = ()
-    max_body_bytes: int = 64 << 20
-    queue_limit: int = 256
+    """Address to listen on; anything but loopback needs `api_keys`."""
+    port: Annotated[int, Yaml(low=0, high=65535)] = 8080
+    """Port to listen on; 0 takes a free one."""
+    api_keys: Annotated[tuple[str, ...], Yaml(kind="secrets")] = ()
+    """Keys that clients must send as `Authorization: Bearer`; none: no key is asked for."""
+    admin_keys: Annotated[tuple[str, ...], Yaml(kind="secrets")] = ()
+    """Keys for the admin API; none: `api_keys` open it, too."""
+    max_body_bytes: Annotated[int, Yaml(low=1024)] = 64 << 20
+    """Largest request body; a larger one gets 413."""
+    queue_limit: Annotated[int, Yaml(low=1)] = 256
     """Requests that may wait for one engine; one more gets 429."""
-    queue_timeout_s: float = 600.0
+    queue_timeout_s: Annotated[float, Yaml(low=1)] = 600.0
     """Longest time a request waits for its engine before 503."""
     headers_after_s: float = 1.0
     """A waiting stream gets its 200 and headers after this time."""
-    keepalive_s: float = 5.0
+    keepalive_s: Annotated[float, Yaml(low=0.1)] = 5.0
     """Gap after which a silent stream gets an SSE comment while its engine is away."""
     user: str | None = None
-    """Account the daemon becomes when started by root (None: stay, with all capabilities dropped)."""
+    """Account the daemon becomes when started by root (none: stay, all capabilities dropped)."""
     on_exit: OnExit = "stop"
     """What a clean shutdown does with the engines; a killed daemon always leaves them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathsConfig:
-    """Where things are kept. Defaults depend on the profile; see `load.default_paths`."""
+    """Where things are kept; see `machine.default_paths` for the defaults."""
 
-    state_dir: Path
-    """Daemon's journal and footprints (`daemon/`), keeper's records (`keeper/`), logs (`logs/`)."""
-    image_dir: Path
+    state_dir: Annotated[
+        Path, Yaml(default="`/var/lib/swapserve`; unprivileged: `$XDG_STATE_HOME/swapserve`")
+    ]
+    """Journal and footprints (`daemon/`), keeper's records (`keeper/`), `logs/`, `models/`."""
+    image_dir: Annotated[
+        Path, Yaml(default="`/var/lib/swapserve/images`; unprivileged: `$XDG_CACHE_HOME/swapserve`")
+    ]
     """Checkpoint images (mode 0700: they hold prompts)."""
-    run_dir: Path
+    run_dir: Annotated[
+        Path, Yaml(default="`/run/swapserve`; unprivileged: `$XDG_RUNTIME_DIR/swapserve`")
+    ]
     """Sockets, pid files, sandbox roots."""
 
 
@@ -61,14 +77,17 @@ class KeeperConfig:
     """The privileged part."""
 
     profile: Profile = "auto"
+    """Rights to work with: `root` can do everything, `unprivileged` has no CRIU, no sandbox."""
     subnet: str = "10.231.0.0/16"
     """Private range from which every sandbox gets a /30."""
     criu: Path | None = None
-    """CRIU binary (None: PATH, then the private prefix that scripts/host-setup makes)."""
+    """CRIU binary (none: PATH, then the private prefix that scripts/host-setup makes)."""
     huge_pages: bool = False
-    """Switch transparent huge pages to `always` while a restore runs (host-wide, put back after)."""
-    dump_timeout_s: float = 300.0
-    restore_timeout_s: float = 300.0
+    """Switch transparent huge pages to `always` while a restore runs (host-wide, put back)."""
+    dump_timeout_s: Annotated[float, Yaml(low=1)] = 300.0
+    """Longest CRIU dump."""
+    restore_timeout_s: Annotated[float, Yaml(low=1)] = 300.0
+    """Longest CRIU restore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,21 +95,27 @@ class ImagesConfig:
     """Checkpoint images on disk."""
 
     budget_bytes: int = 100 * GIB
+    """Space that all images together may take."""
     min_free_bytes: int = 2 * GIB
     """Free space of the file system that images never take."""
-    canary_rate: float = 0.05
+    canary_rate: Annotated[float, Yaml(low=0, high=1)] = 0.05
     """Share of golden restores checked with the canary; the first one always is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """One pool of memory that engines are placed on."""
+    """A pool of memory that engines are placed on; the key is its name.
 
-    name: DeviceName
+    Without any, there is one device `host`.
+    """
+
+    name: Annotated[DeviceName, Yaml(skip=True)]
     kind: Literal["host", "gpu"] = "host"
-    memory_bytes: int
+    """RAM of this machine, or a GPU."""
+    memory_bytes: Annotated[int, Yaml(low=1, default="80 % of RAM; required for a GPU")]
     """Budget that all engines on it share."""
     uuid: str | None = None
+    """The GPU, as `nvidia-smi -L` names it; required for a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +128,9 @@ class SchedulingConfig:
     """Least time a busy engine runs before it may be preempted."""
     max_wait_s: float = 30.0
     """A waiter older than this overrides quantum and drain."""
-    ttl_check_s: float = 1.0
-    retry_backoff_s: float = 2.0
+    ttl_check_s: Annotated[float, Yaml(low=0.01)] = 1.0
+    """How often idle engines are looked at for their `ttl`."""
+    retry_backoff_s: Annotated[float, Yaml(low=0.01)] = 2.0
     """First pause after a failed start; doubles up to a minute."""
 
 
@@ -112,40 +138,53 @@ class SchedulingConfig:
 class ModelConfig:
     """One model and the engine that serves it."""
 
-    name: EngineName
-    recipe: Recipe
-    aliases: tuple[str, ...] = ()
+    name: Annotated[EngineName, Yaml(pattern=NAME_PATTERN)]
+    """What clients send as `model`."""
+    recipe: Annotated[Recipe, Yaml(kind="text")]
+    """How its engine is run: `vllm`, `llamacpp`, `generic`, or a file of `recipe_dirs`."""
+    aliases: Annotated[tuple[str, ...], Yaml(pattern=NAME_PATTERN)] = ()
+    """Further names for it."""
     model: str | None = None
-    """Model file or directory (absolute after loading), if the recipe takes one."""
+    """Model file or directory, or a hub id (`org/name`) fetched with `swapserve pull`."""
     params: Mapping[str, str] = field(default_factory=dict)
     """Values for the recipe's placeholders, such as `python`, `binary`."""
     args: tuple[str, ...] = ()
-    """Extra command-line arguments, after the recipe's."""
+    """Extra command-line arguments, after the recipe's; may use the recipe's placeholders."""
     env: Mapping[str, str] = field(default_factory=dict)
-    port: int | None = None
-    """Port the engine binds (None: the recipe's inside a sandbox, a free one without)."""
-    device: DeviceName
-    memory_bytes: int | None = None
-    """Footprint on the device (None: measured and remembered)."""
-    tiers: tuple[Tier, ...] = (Tier.DISK,)
+    """Environment variables, over the recipe's; may use the recipe's placeholders."""
+    port: Annotated[int | None, Yaml(low=1, high=65535)] = None
+    """Port the engine binds (none: the recipe's inside a sandbox, a free one without)."""
+    device: Annotated[DeviceName, Yaml(default="the only device, if there is just one")]
+    """Device it runs on."""
+    memory_bytes: Annotated[int | None, Yaml(low=1)] = None
+    """Footprint on the device (none: measured and remembered)."""
+    tiers: Annotated[tuple[Tier, ...], Yaml(choices=("host", "disk", "none"))] = (Tier.DISK,)
     """Tiers it may be swapped out to; `none` is always possible."""
     keep_cache: KeepCache = "auto"
-    ttl_s: float | None = None
-    """Idle time after which it is swapped out."""
+    """Whether an idle engine is dumped with its cache (`always`) or dropped (`never`)."""
+    ttl_s: Annotated[float | None, Yaml(low=0.1)] = None
+    """Idle time after which it is swapped out (none: only when another engine needs the room)."""
     preload: bool = False
+    """Bring it in when the daemon starts."""
     pin: bool = False
+    """Never swap it out for another engine."""
     sandbox: bool = True
+    """Own namespaces; without them the disk tier is off."""
     golden: bool = True
     """Make and use a golden image."""
-    start_timeout_s: float | None = None
+    start_timeout_s: Annotated[float | None, Yaml(low=1)] = None
+    """Longest cold start (none: the recipe's)."""
     stop_grace_s: float | None = None
+    """Time between TERM and KILL (none: the recipe's)."""
+    executable: Annotated[Path | None, Yaml(skip=True)] = None
+    """The first word of the command line, as found while loading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything, validated."""
 
-    source: Path
+    source: Annotated[Path, Yaml(skip=True)]
     server: ServerConfig
     paths: PathsConfig
     keeper: KeeperConfig
@@ -153,5 +192,11 @@ class Config:
     scheduling: SchedulingConfig
     devices: Mapping[DeviceName, DeviceConfig]
     models: Mapping[EngineName, ModelConfig]
-    log_format: Literal["text", "json"] = "text"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    recipe_dirs: tuple[Path, ...] = ()
+    """Directories with recipes of your own; they win over the shipped ones of the same name."""
+    log_format: Annotated[Literal["text", "json"], Yaml(section="log", key="format")] = "text"
+    """Lines for people or for machines."""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Yaml(section="log", key="level")
+    ] = "info"
+    """Least important lines that are written."""
