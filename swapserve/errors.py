@@ -258,6 +258,18 @@ class CommandTimeout(CommandError, TimeoutError):
     code = "command_timeout"
 
 
+class DownloadError(SwapServeError):
+    """A model could not be fetched from its hub; what was fetched is kept for the next attempt."""
+
+    code = "download_failed"
+    retryable = True
+
+    def __init__(self, repo: str, reason: str) -> None:
+        self.repo = repo
+        self.reason = reason
+        super().__init__(f"'{repo}' could not be downloaded: {reason}")
+
+
 class IllegalTransition(SwapServeError):
     """A state change that the table does not allow: a bug of ours, never swallowed."""
 
