@@ -56,7 +56,7 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathsConfig:
-    """Where things are kept; see `machine.default_paths` for the defaults."""
+    """Where things are kept; the defaults depend on the profile."""
 
     state_dir: Annotated[
         Path, Yaml(default="`/var/lib/swapserve`; unprivileged: `$XDG_STATE_HOME/swapserve`")
