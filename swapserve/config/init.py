@@ -70,7 +70,7 @@ def starter(machine: Machine) -> str:
     """Return a configuration as commented YAML; what has no model or no engine is commented out."""
     lines = [
         "# SwapServe's configuration. `swapserve config check` reads it and names every mistake;",
-        "# docs/configuration.md explains every key. What is behind a # is a default or an example.",
+        "# docs/configuration.md explains every key. What follows a # is a default or an example.",
         "",
         *_devices(machine),
         "",

@@ -37,7 +37,7 @@ class ServerConfig:
     api_keys: Annotated[tuple[str, ...], Yaml(kind="secrets")] = ()
     """Keys that clients must send as `Authorization: Bearer`; none: no key is asked for."""
     admin_keys: Annotated[tuple[str, ...], Yaml(kind="secrets")] = ()
-    """Keys for the admin API; none: `api_keys` open it, too."""
+    """Keys for the admin API; none: only callers on this machine may use it."""
     max_body_bytes: Annotated[int, Yaml(low=1024)] = 64 << 20
     """Largest request body; a larger one gets 413."""
     queue_limit: Annotated[int, Yaml(low=1)] = 256
