@@ -13,6 +13,9 @@ from swapserve.errors import SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.states import EngineState, Tier
 
+Verb = Literal["swap_in", "swap_out", "start", "stop", "pin", "unpin"]
+"""What an operator can ask for."""
+
 # ---------------------------------------------------------------- events
 
 
@@ -95,7 +98,7 @@ class CommandGiven:
     """An operator asks for something; answered by `CommandDone` exactly once."""
 
     command: CommandId
-    verb: Literal["swap_in", "swap_out", "start", "stop", "pin", "unpin"]
+    verb: Verb
     engine: EngineName
 
 
