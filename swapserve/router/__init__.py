@@ -1,1 +1,1 @@
-
+"""Requests to engines: names, admission, the proxy."""

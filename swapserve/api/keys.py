@@ -1,0 +1,39 @@
+"""API keys of clients."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from swapserve.errors import Unauthenticated
+
+
+class Keys:
+    """The keys that open the OpenAI endpoints; none: they are open."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def check(self, request: web.Request) -> None:
+        """Let the request pass.
+
+        Raises:
+            Unauthenticated: a key is needed, and the request has none that is known.
+        """
+        if not self._digests:
+            return
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = [_digest(request.headers.get("x-api-key", ""))]
+        if scheme.lower() == "bearer":
+            given.append(_digest(token.strip()))
+        # Every pair is compared, so the time taken does not tell which key was close.
+        if not sum(hmac.compare_digest(one, key) for one in given for key in self._digests):
+            raise Unauthenticated(
+                "A valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+                " with one of server.api_keys."
+            )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,129 @@
+"""Leases: ask the scheduler for permission, hold it while a request runs, give it back once."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from swapserve.errors import SwapServeError
+from swapserve.ids import EngineName, LeaseId
+from swapserve.scheduler.messages import Event, LeaseEnded, LeaseRequested
+from swapserve.states import LeaseState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an engine can be reached now."""
+
+    host: str
+    port: int
+    fresh_seed: bool = False
+    """It was restored from a golden image, so its random state is a replay."""
+    takes_seed: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with every request, such as the engine's own key."""
+
+
+class Lease:
+    """Permission for one request on one engine; `Admission` alone changes it."""
+
+    def __init__(self, lease: LeaseId, engine: EngineName, requested_at: float) -> None:
+        self.id = lease
+        self.engine = engine
+        self.state = LeaseState.WAITING
+        self.suspensions = 0
+        self.requested_at = requested_at
+        self.granted_at: float | None = None
+        self.lost: asyncio.Future[SwapServeError] = asyncio.get_running_loop().create_future()
+        """Done when the scheduler has ended the lease (refused or lost), with the reason."""
+        self._changed = asyncio.Event()
+
+    async def granted(self) -> None:
+        """Return once the engine may be used; again after a suspension, when it is back.
+
+        Raises:
+            SwapServeError: the lease was refused or lost, and why.
+
+        Cancellation: harmless; leaving the `lease` block gives the place in the queue back.
+        """
+        while self.state in {LeaseState.WAITING, LeaseState.SUSPENDED}:
+            self._changed.clear()
+            await self._changed.wait()
+        if self.lost.done():
+            raise self.lost.result()
+
+    def move(self, state: LeaseState) -> None:
+        """Enter `state` and wake who waits for it."""
+        self.state = state
+        self._changed.set()
+
+    def end(self, error: SwapServeError) -> None:
+        """Record that the scheduler ended the lease."""
+        if not self.lost.done():
+            self.lost.set_result(error)
+        self.move(LeaseState.ENDED)
+
+
+class Admission:
+    """Every open lease. The scheduler's runner calls the five methods named after its effects.
+
+    They are synchronous, and ignore a lease that has ended meanwhile: an effect and the client's
+    leaving may cross.
+    """
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[Event], None],
+        place: Callable[[EngineName], Place],
+        clock: Callable[[], float],
+    ) -> None:
+        self.place = place
+        self._post = post
+        self._clock = clock
+        self._leases: dict[LeaseId, Lease] = {}
+        self._numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def lease(self, engine: EngineName) -> AsyncIterator[Lease]:
+        """Queue for the engine; leaving the block, however that happens, ends the lease.
+
+        Cancellation: the scheduler is told before the cancellation goes on.
+        """
+        lease = Lease(LeaseId(f"r{next(self._numbers)}"), engine, self._clock())
+        self._leases[lease.id] = lease
+        self._post(LeaseRequested(lease=lease.id, engine=engine))
+        try:
+            yield lease
+        finally:
+            if self._leases.pop(lease.id, None) is not None:
+                lease.move(LeaseState.ENDED)
+                self._post(LeaseEnded(lease=lease.id))
+
+    def granted(self, lease: LeaseId) -> None:
+        """Let the request go to its engine."""
+        if (found := self._leases.get(lease)) is not None:
+            found.granted_at = self._clock()
+            found.move(LeaseState.ACTIVE)
+
+    def suspended(self, lease: LeaseId) -> None:
+        """Note that the engine goes away in mid-answer."""
+        if (found := self._leases.get(lease)) is not None:
+            found.suspensions += 1
+            found.move(LeaseState.SUSPENDED)
+
+    def resumed(self, lease: LeaseId) -> None:
+        """Note that the engine is back."""
+        if (found := self._leases.get(lease)) is not None:
+            found.move(LeaseState.ACTIVE)
+
+    def refused(self, lease: LeaseId, error: SwapServeError) -> None:
+        """End a waiting lease."""
+        if (found := self._leases.pop(lease, None)) is not None:
+            found.end(error)
+
+    def lost(self, lease: LeaseId, error: SwapServeError) -> None:
+        """End an active or suspended lease."""
+        if (found := self._leases.pop(lease, None)) is not None:
+            found.end(error)

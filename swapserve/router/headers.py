@@ -1,0 +1,58 @@
+"""Which headers cross the proxy, in each direction."""
+
+from collections.abc import Iterable, Mapping
+
+from multidict import CIMultiDict
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Belong to one connection. Source: RFC 9110, section 7.6.1."""
+
+NOT_TO_ENGINES = HOP_BY_HOP | {
+    "accept-encoding",
+    "authorization",
+    "content-length",
+    "cookie",
+    "expect",
+    "host",
+    "x-api-key",
+}
+"""Besides: the client's secrets are ours, and its body may have been changed."""
+
+NOT_TO_CLIENTS = HOP_BY_HOP | {"date", "server", "set-cookie"}
+
+
+def _crossing(
+    headers: Iterable[tuple[str, str]], connection: str, dropped: frozenset[str]
+) -> CIMultiDict[str]:
+    named = {token.strip().lower() for token in connection.split(",")}
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers
+        if name.lower() not in dropped and name.lower() not in named
+    )
+
+
+def to_engine(headers: Mapping[str, str], extra: Mapping[str, str]) -> CIMultiDict[str]:
+    """Return the headers of a client's request that its engine sees, and ours."""
+    kept = _crossing(headers.items(), headers.get("Connection", ""), NOT_TO_ENGINES)
+    # A stream that was opened early with our own headers cannot be compressed afterwards.
+    kept["Accept-Encoding"] = "identity"
+    kept.update(extra)
+    return kept
+
+
+def to_client(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """Return the headers of an engine's answer that the client sees."""
+    return _crossing(headers.items(), headers.get("Connection", ""), NOT_TO_CLIENTS)
