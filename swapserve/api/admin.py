@@ -5,11 +5,12 @@ middleware renders them.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -130,8 +131,12 @@ class _Admin:
         return web.json_response({"shutting_down": True}, status=202)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Stream events as SSE, older ones first if `?since=` or Last-Event-ID asks for them."""
+        """Stream events as SSE, older ones first if `?since=` or Last-Event-ID asks for them.
+
+        With `?follow=false` the stream ends after the older ones.
+        """
         since = _since(request)
+        follow = _flag(request, "follow", default=True)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
@@ -139,21 +144,25 @@ class _Admin:
         # No await between the subscription and the look at history: nothing is lost or doubled.
         with self._control.bus.subscribe() as live:
             past = [event for event in self._control.bus.history if event.at > since]
-
-            async def send() -> None:
+            with contextlib.suppress(ConnectionError):  # leaving is how clients end a stream
                 for event in past:
                     await response.write(_frame(event))
-                async for event in live:
-                    await response.write(_frame(event))
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    sender = group.create_task(send())
-                    await self._beat_until_closing(response)
-                    sender.cancel()
-            except* ConnectionError:
-                pass  # the client left, which is how these streams end
+                if follow:
+                    await self._follow(response, live)
         return response
+
+    async def _follow(self, response: web.StreamResponse, live: AsyncIterator[BusEvent]) -> None:
+        async def send() -> None:
+            async for event in live:
+                await response.write(_frame(event))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(send())
+                await self._beat_until_closing(response)
+                sender.cancel()
+        except* ConnectionError as left:
+            raise ConnectionResetError("the client left") from left
 
     async def _beat_until_closing(self, response: web.StreamResponse) -> None:
         while True:

@@ -105,13 +105,16 @@ class ControlClient:
         """Ask the daemon to end; returns before it has."""
         self._call("POST", "/shutdown")
 
-    def events(self, since: float | None = None) -> Iterator[Received]:
-        """Yield events as they happen, until the daemon goes down.
+    def events(self, since: float | None = None, *, follow: bool = True) -> Iterator[Received]:
+        """Yield events, oldest first.
 
         Args:
             since: seconds since the epoch; kept events after that time come first.
+            follow: go on with new ones until the daemon goes down.
         """
-        params = {} if since is None else {"since": repr(since)}
+        params = {"follow": "true" if follow else "false"}
+        if since is not None:
+            params["since"] = repr(since)
         timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
         with (
             self._reached(),

@@ -9,6 +9,7 @@ import pytest
 from swapserve.api import admin
 from swapserve.errors import EngineUnavailable
 from swapserve.events import Notice
+from swapserve.status import Status
 from tests.support.admin_server import Running, ScriptedControl, running
 
 
@@ -55,7 +56,7 @@ def test_each_command_reaches_the_daemon(server: Running, slug: str, verb: str) 
 def test_a_name_that_ends_like_a_command_is_told_apart_by_encoding() -> None:
     control = ScriptedControl()
     engines = (*control.state.engines,)
-    renamed = admin.Status.from_json(
+    renamed = Status.from_json(
         {**control.state.as_json(), "engines": [{**engines[0].as_json(), "name": "x/stop"}]}
     )
     control.state = renamed

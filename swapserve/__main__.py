@@ -1,0 +1,5 @@
+"""`python -m swapserve` is `swapserve`."""
+
+from swapserve.cli.main import cli
+
+cli()
