@@ -203,15 +203,25 @@ class SwapError(SwapServeError):
     def __init__(self, engine: str, phase: str, message: str, log_tail: str = "") -> None:
         self.engine = engine
         self.phase = phase
+        self.message = message
         self.log_tail = log_tail
         tail = f"\n{log_tail}" if log_tail else ""
         super().__init__(f"{phase} of '{engine}' failed: {message}{tail}")
 
 
 class CriuError(SwapError):
-    """CRIU refused or failed; `log_tail` is from its own log."""
+    """CRIU refused or failed; `log_tail` is from its own log.
+
+    `killed`: it could not undo its work, so connections of the engine may be broken.
+    """
 
     code = "criu_failed"
+
+    def __init__(
+        self, engine: str, phase: str, message: str, log_tail: str = "", *, killed: bool = False
+    ) -> None:
+        self.killed = killed
+        super().__init__(engine, phase, message, log_tail)
 
 
 class ImageError(SwapError):

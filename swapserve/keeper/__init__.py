@@ -1,1 +1,1 @@
-
+"""The privileged side that holds the engines, and its client."""

@@ -1,1 +1,1 @@
-
+"""The only code, with the keeper, that touches the machine."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,7 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     pass_fds: Sequence[int] = (),
+    preexec: Callable[[], None] | None = None,
     check: bool = True,
 ) -> Completed:
     """Run a tool and return what it said.
@@ -94,6 +95,7 @@ async def run(
         env: its whole environment (None: ours).
         stdin: bytes it reads (None: end of file at once).
         pass_fds: descriptors it inherits under their own numbers.
+        preexec: called in the child before the tool is executed (namespaces, cgroups).
         check: whether an exit status other than 0 is an error.
 
     Raises:
@@ -104,7 +106,7 @@ async def run(
         The tool's process group gets TERM, then KILL (at once if cancelled again), and is reaped
         before the cancellation goes on.
     """
-    with _started(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=pass_fds) as child:
+    with _started(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=pass_fds, preexec=preexec) as child:
         try:
             async with asyncio.timeout(timeout_s):
                 await _ended(child.pidfd)
@@ -127,7 +129,7 @@ def run_sync(
     check: bool = True,
 ) -> Completed:
     """Run a tool from code without an event loop (doctor, CLI); otherwise like `run`."""
-    with _started(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=()) as child:
+    with _started(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=(), preexec=None) as child:
         try:
             in_time = _ended_within(child.pidfd, timeout_s)
         except BaseException:
@@ -147,6 +149,7 @@ def _started(
     env: Mapping[str, str] | None,
     stdin: bytes | None,
     pass_fds: Sequence[int],
+    preexec: Callable[[], None] | None,
 ) -> Iterator[_Child]:
     with (
         tempfile.TemporaryFile() as source,
@@ -165,6 +168,7 @@ def _started(
                 cwd=cwd,
                 env=env,
                 pass_fds=tuple(pass_fds),
+                preexec_fn=preexec,  # noqa: PLW1509 - our processes run no threads while they fork
                 start_new_session=True,
             )
         except OSError as error:

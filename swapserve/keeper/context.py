@@ -1,0 +1,138 @@
+"""What all engines of one keeper share: configuration, directories, tools, and its own tag."""
+
+import hashlib
+import ipaddress
+import logging
+import os
+from pathlib import Path
+
+from swapserve.config.machine import resolve_profile
+from swapserve.config.schema import Config
+from swapserve.errors import CommandError, CriuError
+from swapserve.keeper.criu import Criu
+from swapserve.keeper.hugepages import HugePages
+from swapserve.keeper.images import ImageStore
+from swapserve.keeper.network import Network
+from swapserve.keeper.sandbox import slug
+from swapserve.system import cgroup, host
+from swapserve.system.cgroup import Cgroup
+from swapserve.system.tools import find_tool, prefix_dirs
+
+log = logging.getLogger(__name__)
+
+
+class Context:
+    """Shared by all `HeldEngine`s; `open` looks at the machine once."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.profile = resolve_profile(config.keeper.profile)
+        paths = config.paths
+        self.tag = hashlib.sha256(str(paths.run_dir.absolute()).encode()).hexdigest()[:5]
+        self.records_dir = paths.state_dir / "keeper"
+        self.images = ImageStore(
+            paths.image_dir,
+            budget_bytes=config.images.budget_bytes,
+            min_free_bytes=config.images.min_free_bytes,
+        )
+        self.huge_pages = HugePages(
+            self.records_dir / "huge_pages", wanted=config.keeper.huge_pages
+        )
+        self.criu: Criu | None = None
+        self.criu_missing = "the profile is unprivileged"
+        self.nft: Path | None = None
+        self._cgroups: Path | None = None
+
+    async def open(self) -> None:
+        """Make the directories, find the tools, undo what a killed keeper left switched.
+
+        Raises:
+            OSError: a directory cannot be made.
+        """
+        for directory in (self.records_dir, self.config.paths.run_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.records_dir.chmod(0o700)
+        self.images.open()
+        self.huge_pages.recover()
+        self.nft = find_tool("nft")
+        if self.profile == "root":
+            self.criu = await self._find_criu()
+        self._cgroups = self._find_cgroups()
+
+    @property
+    def can_sandbox(self) -> bool:
+        """Whether engines get their own namespaces."""
+        return self.profile == "root"
+
+    def engine_dir(self, engine: str) -> Path:
+        """Return where an engine's root directory and pid file are."""
+        return self.config.paths.run_dir / "engines" / slug(engine)
+
+    def log_dir(self, engine: str) -> Path:
+        """Return where an engine's own output goes."""
+        return self.config.paths.state_dir / "logs" / slug(engine)
+
+    def record_path(self, engine: str) -> Path:
+        """Return the file of an engine's record."""
+        return self.records_dir / f"{slug(engine)}.json"
+
+    def group(self, engine: str) -> Cgroup | None:
+        """Return the engine's cgroup, made if need be; None where there are none."""
+        if self._cgroups is None:
+            return None
+        group = Cgroup(self._cgroups / slug(engine))
+        group.make()
+        return group
+
+    def network(self, index: int) -> Network:
+        """Return the network with that place in the subnet."""
+        return Network(self.tag, index, ipaddress.IPv4Network(self.config.keeper.subnet))
+
+    def free_index(self, taken: set[int]) -> int:
+        """Return the first place in the subnet that neither we nor another program uses.
+
+        Raises:
+            ValueError: the subnet is full.
+        """
+        used = host.addresses()
+        places = ipaddress.IPv4Network(self.config.keeper.subnet).num_addresses // 4
+        for index in range(places):
+            if index not in taken and self.network(index).host_ip not in used:
+                return index
+        raise ValueError(f"keeper.subnet {self.config.keeper.subnet} has no free /30 left")
+
+    def close(self) -> None:
+        """Remove the keeper's own cgroup."""
+        if self._cgroups is not None:
+            Cgroup(self._cgroups).remove()
+
+    async def _find_criu(self) -> Criu | None:
+        configured = self.config.keeper.criu
+        candidates = [configured] if configured else [find_tool("criu")]
+        if configured is None:  # a distribution's own CRIU may be too old
+            candidates += [prefix / "bin" / "criu" for prefix in prefix_dirs()]
+        self.criu_missing = "no criu on PATH or in the private prefix; run scripts/host-setup"
+        for binary in candidates:
+            if binary is None or not binary.exists():
+                continue
+            criu = Criu(binary)
+            try:
+                await criu.check()
+            except (CommandError, CriuError) as error:
+                self.criu_missing = str(error)
+                continue
+            return criu
+        log.warning("event=no_criu reason=%s", self.criu_missing)
+        return None
+
+    def _find_cgroups(self) -> Path | None:
+        mount = cgroup.mount_point()
+        if mount is None or os.geteuid() != 0:
+            return None
+        group = Cgroup(mount / f"swapserve-{self.tag}")
+        try:
+            group.make()
+        except OSError as error:
+            log.warning("event=no_cgroups error=%s", error)
+            return None
+        return group.path

@@ -1,0 +1,54 @@
+"""What the keeper remembers of an engine across its own death: one small file each.
+
+Written before and after every change, by atomic rename. A later keeper reads it to adopt a
+running engine (by pid and start time) and to give an engine the same address again.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from swapserve.keeper.protocol import ImageKind
+from swapserve.system.process import ProcessRef
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """One engine.
+
+    Attributes:
+        engine: configured name.
+        index: its place in the subnet, None without a network namespace.
+        port: where it listens.
+        process: its first process, None when it is away.
+        restored_from: image kind of that process, None after a cold start.
+        frozen: whether it was frozen by us.
+    """
+
+    engine: str
+    index: int | None
+    port: int
+    process: ProcessRef | None = None
+    restored_from: ImageKind | None = None
+    frozen: bool = False
+
+
+def load(path: Path) -> Record | None:
+    """Read a record; None if there is none or it cannot be understood."""
+    try:
+        data = json.loads(path.read_text())
+        process = data.pop("process")
+        return Record(**data, process=ProcessRef(**process) if process else None)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def save(path: Path, record: Record) -> None:
+    """Write a record so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(asdict(record), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

@@ -1,0 +1,331 @@
+"""The keeper: small, privileged, and the parent of every engine.
+
+`python -m swapserve.keeper.server CONFIG` listens on `RUN_DIR/keeper.sock` for the daemon alone
+(peer credentials), carries out the fixed verbs of `HeldEngine` for the engines of its own,
+root-owned configuration, and reports exits. It takes no command line, path or environment from
+the daemon. TERM ends it and every engine; being killed leaves the engines, and the next keeper
+adopts them.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pwd
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from swapserve.config.check import check_ownership, config_files
+from swapserve.config.load import load
+from swapserve.config.schema import Config
+from swapserve.errors import (
+    ConfigError,
+    CriuError,
+    KeeperError,
+    StartFailed,
+    SwapError,
+    SwapServeError,
+)
+from swapserve.ids import EngineName
+from swapserve.keeper import network, record
+from swapserve.keeper.context import Context
+from swapserve.keeper.engine import HeldEngine, new_record
+from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, VerbReport
+from swapserve.system import linux
+
+SOCKET_NAME = "keeper.sock"
+LOCK_NAME = "keeper.lock"
+LINE_LIMIT = 1 << 20
+STOP_TIMEOUT_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Holds all engines and answers the daemon."""
+
+    def __init__(self, config_path: Path, config: Config) -> None:
+        self._config_path = config_path
+        self._context = Context(config)
+        self._engines: dict[EngineName, HeldEngine] = {}
+        self._listeners: set[asyncio.StreamWriter] = set()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until TERM; then end every engine.
+
+        Raises:
+            OSError: directories or socket cannot be made, or another keeper runs.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        linux.become_subreaper()
+        run_dir = self._context.config.paths.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with _only_one(run_dir / LOCK_NAME):
+            await self._context.open()
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                await self._take_over()
+                server = await self._listen(run_dir / SOCKET_NAME)
+                log.info("event=keeper_ready pid=%d profile=%s", os.getpid(), self._context.profile)
+                await self._stopping.wait()
+                server.close()
+                await self._end_all()
+                for writer in tuple(self._listeners):
+                    writer.close()
+            (run_dir / SOCKET_NAME).unlink(missing_ok=True)
+            self._context.close()
+
+    # ------------------------------------------------------------ engines
+
+    async def _take_over(self) -> None:
+        """Adopt what an earlier keeper left of our engines, sweep what belongs to none."""
+        found = {path: record.load(path) for path in self._context.records_dir.glob("*.json")}
+        ours = self._context.config.models
+        for path, kept in found.items():
+            if kept is None or EngineName(kept.engine) not in ours:
+                path.unlink()
+        known = {old.engine: old for old in found.values() if old is not None}
+        taken = {old.index for old in known.values() if old.index is not None}
+        for name, model in ours.items():
+            wants_network = self._context.can_sandbox and model.sandbox
+            old = known.get(name)
+            if old is None or (old.index is not None) != wants_network:
+                index = self._context.free_index(taken) if wants_network else None
+                old = new_record(model, index=index)
+                taken |= {index} if index is not None else set()
+            engine = HeldEngine(
+                model, self._context, old, start_watch=self._start, exited=self._announce
+            )
+            self._engines[name] = engine
+            await engine.recover()
+        if self._context.can_sandbox:
+            keep = {net.name for held in self._engines.values() if (net := held.network)}
+            for name in await network.sweep(self._context.tag, keep):
+                log.info("event=swept namespace=%s", name)
+
+    async def _end_all(self) -> None:
+        async with asyncio.TaskGroup() as ending:
+            for engine in self._engines.values():
+                ending.create_task(self._end(engine))
+
+    async def _end(self, engine: HeldEngine) -> None:
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await engine.idle()
+                await engine.forget()
+        except (SwapServeError, OSError, TimeoutError):
+            log.exception("event=end_failed engine=%s", engine.model.name)
+
+    def _start(self, work: Awaitable[None]) -> None:
+        """Run a piece of work of an engine in the keeper's own task group."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except OSError:
+                log.exception("event=background_work_failed")
+
+        assert self._tasks is not None
+        self._tasks.create_task(guarded())
+
+    def _announce(self, exited: Exited) -> None:
+        line = _line({"event": "exited", "engine": exited.engine, "pid": exited.pid,
+                      "status": exited.status})  # fmt: skip
+        for writer in tuple(self._listeners):
+            writer.write(line)
+
+    # ------------------------------------------------------------- socket
+
+    async def _listen(self, path: Path) -> asyncio.Server:
+        path.unlink(missing_ok=True)
+        old_mask = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(self._serve, path, limit=LINE_LIMIT)
+        finally:
+            os.umask(old_mask)
+        user = self._context.config.server.user
+        if user is not None and os.geteuid() == 0:
+            os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+        return server
+
+    def _may_connect(self, writer: asyncio.StreamWriter) -> bool:
+        peer = writer.get_extra_info("socket")
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _, uid, _ = struct.unpack("3i", credentials)
+        allowed = {0, os.geteuid()}
+        if user := self._context.config.server.user:
+            allowed.add(pwd.getpwnam(user).pw_uid)
+        return uid in allowed
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._may_connect(writer):
+            log.warning("event=refused_connection reason=uid")
+            writer.close()
+            return
+        self._listeners.add(writer)
+        try:
+            while line := await reader.readline():
+                self._receive(line, writer)
+        except (OSError, ValueError) as error:  # gone, or a line beyond the limit
+            log.warning("event=connection_lost error=%s", error)
+        finally:
+            self._listeners.discard(writer)
+            writer.close()
+
+    def _receive(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = json.loads(line)
+            number, verb = int(request.pop("id")), str(request.pop("verb"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.warning("event=bad_request")
+            writer.close()
+            return
+        assert self._tasks is not None
+        # In the keeper's own group: a verb outlives the connection that asked for it.
+        self._tasks.create_task(self._answer(number, verb, request, writer))
+
+    async def _answer(
+        self, number: int, verb: str, request: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> None:
+        answer: dict[str, Any]
+        try:
+            answer = {"id": number, "ok": await self._carry_out(verb, request)}
+        except SwapServeError as error:
+            answer = {"id": number, "error": _as_json(error)}
+        except (OSError, ValueError, TypeError) as error:
+            log.exception("event=verb_failed verb=%s", verb)
+            answer = {"id": number, "error": _as_json(KeeperError(f"{verb}: {error}"))}
+        if not writer.is_closing():
+            writer.write(_line(answer))
+
+    async def _carry_out(self, verb: str, request: dict[str, Any]) -> dict[str, Any]:
+        if verb == "hello":
+            return {
+                "version": PROTOCOL_VERSION,
+                "pid": os.getpid(),
+                "profile": self._context.profile,
+                "criu": self._context.criu.version if self._context.criu else None,
+                "engines": sorted(self._engines),
+            }
+        if verb == "shutdown":
+            self._stopping.set()
+            return {}
+        engine = self._engines.get(EngineName(str(request.get("engine"))))
+        if engine is None:
+            raise KeeperError(f"no engine {request.get('engine')!r} in {self._config_path}")
+        action = _VERBS.get(verb)
+        if action is None:
+            raise KeeperError(f"unknown verb {verb!r}")
+        return await action(engine, request)
+
+
+Action = Callable[[HeldEngine, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+def _reporting(work: Callable[[HeldEngine, dict[str, Any]], Awaitable[VerbReport]]) -> Action:
+    async def action(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
+        return (await work(engine, request)).as_json()
+
+    return action
+
+
+async def _holding(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
+    if request.get("settled"):
+        await engine.idle()
+    return (await asyncio.to_thread(engine.holding)).as_json()
+
+
+async def _measure(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:
+    measured = await engine.measure()
+    return {"pss_bytes": measured.pss, "dump_bytes": measured.dump}
+
+
+async def _log_tail(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
+    return {"text": await asyncio.to_thread(engine.log_tail, int(request["lines"]))}
+
+
+async def _canary_passed(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:
+    await engine.mark_canary_passed()
+    return {}
+
+
+_VERBS: dict[str, Action] = {
+    "holding": _holding,
+    "measure": _measure,
+    "log_tail": _log_tail,
+    "canary_passed": _canary_passed,
+    "spawn": _reporting(lambda engine, _: engine.spawn()),
+    "freeze": _reporting(lambda engine, _: engine.freeze()),
+    "thaw": _reporting(lambda engine, _: engine.thaw()),
+    "dump": _reporting(lambda engine, r: engine.dump(r["kind"], r.get("canary"))),
+    "restore": _reporting(lambda engine, r: engine.restore(r["kind"])),
+    "discard": _reporting(lambda engine, _: engine.discard()),
+    "stop": _reporting(lambda engine, r: engine.stop(float(r["grace_s"]))),
+    "drop_image": _reporting(lambda engine, r: engine.drop_image(r["kind"])),
+}
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+def _as_json(error: SwapServeError) -> dict[str, Any]:
+    data: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if isinstance(error, SwapError | StartFailed):
+        data["engine"] = error.engine
+    if isinstance(error, SwapError):
+        data |= {"phase": error.phase, "message": error.message, "log_tail": error.log_tail}
+    if isinstance(error, CriuError):
+        data["killed"] = error.killed
+    if isinstance(error, StartFailed):
+        data |= {"message": error.reason, "log_tail": error.log_tail}
+    return data
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold the lock that keeps a second keeper of the same directory away."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"another keeper runs: {path} is locked") from error
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def main(argv: list[str]) -> int:
+    """Load the configuration and keep; 2 if it cannot be used."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s", stream=sys.stderr
+    )
+    path = Path(argv[1])
+    try:
+        config = load(path, check_binaries=False, secrets=False)
+        if os.geteuid() == 0:
+            check_ownership(*config_files(config))
+    except ConfigError as error:
+        log.error("event=bad_config\n%s", error)  # noqa: TRY400 - the problems say it all
+        return 2
+    try:
+        asyncio.run(Keeper(path, config).run())
+    except OSError as error:
+        log.error("event=keeper_failed error=%s", error)  # noqa: TRY400 - no bug of ours
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

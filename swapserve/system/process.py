@@ -1,0 +1,162 @@
+"""Processes by identity (pid and start time), their trees, their memory, and their end."""
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """A process that cannot be mistaken for a later one with the same pid.
+
+    Attributes:
+        pid: as this process sees it.
+        start_ticks: field 22 of /proc/PID/stat (clock ticks since boot).
+    """
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessRef":
+        """Identify a running process.
+
+        Raises:
+            ProcessLookupError: there is none.
+        """
+        ticks = _start_ticks(pid)
+        if ticks is None:
+            raise ProcessLookupError(pid)
+        return cls(pid, ticks)
+
+    def alive(self) -> bool:
+        """Whether this very process runs (a zombie does not)."""
+        return _start_ticks(self.pid) == self.start_ticks
+
+    def open(self) -> int:
+        """Return a pidfd of this very process; the caller closes it.
+
+        Raises:
+            ProcessLookupError: it is gone.
+        """
+        pidfd = os.pidfd_open(self.pid)
+        if _start_ticks(self.pid, zombies=True) != self.start_ticks:
+            os.close(pidfd)
+            raise ProcessLookupError(self.pid)
+        return pidfd
+
+
+def _start_ticks(pid: int, *, zombies: bool = False) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name may hold spaces and brackets
+    if fields[0] in {b"Z", b"X"} and not zombies:
+        return None
+    return int(fields[19])
+
+
+async def ended(pidfd: int) -> None:
+    """Wait until the process is over (it may still have to be reaped)."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        loop.remove_reader(pidfd)
+        if not over.done():
+            over.set_result(None)
+
+    loop.add_reader(pidfd, wake)
+    try:
+        await over
+    finally:
+        loop.remove_reader(pidfd)
+
+
+def reap(pidfd: int) -> str:
+    """Collect an ended process: `exit 1`, `signal SIGKILL`, or `unknown` if it is not our child."""
+    try:
+        end = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return "unknown"
+    if end is None:
+        return "unknown"
+    if end.si_code == os.CLD_EXITED:
+        return f"exit {end.si_status}"
+    return f"signal {signal.Signals(end.si_status).name}"
+
+
+def tree(root: int) -> list[int]:
+    """Return the pids of a process and all its descendants, the root first.
+
+    The walk is over every thread's children, and repeated until two walks agree, so that a
+    process forked meanwhile is not missed.
+    """
+    seen = _walk(root)
+    while (again := _walk(root)) != seen:
+        seen = again
+    return seen
+
+
+def _walk(root: int) -> list[int]:
+    found = [root]
+    for pid in found:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                found.extend(int(child) for child in children.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of a process tree: its proportional share of memory, and what an image would hold."""
+
+    pss: int
+    dump: int
+
+
+def memory(root: int) -> Memory:
+    """Measure a process tree (blocks for milliseconds per GB: call it in a thread).
+
+    Raises:
+        ProcessLookupError: the root is gone.
+    """
+    pss = dump = 0
+    for pid in tree(root):
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            if pid == root:
+                raise ProcessLookupError(pid) from None
+            continue
+        values = {line.split(":")[0]: line.split() for line in rollup.splitlines()[1:]}
+        pss += int(values["Pss"][1]) * 1024
+        dump += (int(values["Pss_Anon"][1]) + int(values["Pss_Shmem"][1])) * 1024
+    return Memory(pss=pss, dump=dump)
+
+
+def total_memory() -> int:
+    """Return the machine's RAM in bytes."""
+    return psutil.virtual_memory().total
+
+
+def mapped_files(root: int) -> set[str]:
+    """Return the paths of all files that the tree has mapped, as the tree sees them."""
+    files: set[str] = set()
+    for pid in tree(root):
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            continue
+        for line in maps.splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].startswith("/"):  # noqa: PLR2004
+                files.add(fields[5])
+    return files
