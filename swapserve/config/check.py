@@ -4,7 +4,7 @@ import ipaddress
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from swapserve.config.machine import find_binary, resolve_profile
@@ -58,13 +58,14 @@ def check_subnet(keeper: KeeperConfig, section: Section, models: int, problems: 
         problems.add(section.line_of("subnet"), "keeper.subnet", found, "a larger network")
 
 
-def check_names(reads: Sequence[Read], problems: Problems) -> None:
+def check_names(sections: Iterable[Section], problems: Problems) -> None:
     """Check that no name or alias is used twice."""
     first: dict[str, str] = {}
-    for read in reads:
-        section = read.section
-        entries = [("name", "name", str(read.model.name))]
-        entries += [("aliases", f"aliases[{i}]", a) for i, a in enumerate(read.model.aliases)]
+    for section in sections:
+        values = section.values
+        entries = [("name", "name", values["name"])] if "name" in values else []
+        aliases = values.get("aliases", ())
+        entries += [("aliases", f"aliases[{i}]", alias) for i, alias in enumerate(aliases)]
         for name, at, text in entries:
             key = f"{section.key}.{at}"
             if text in first:

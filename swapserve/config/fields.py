@@ -72,6 +72,7 @@ class Key:
     section: str | None
 
 
+@cache
 def keys_of(cls: type) -> tuple[Key, ...]:
     """Return the YAML keys of a dataclass, in the order of its fields."""
     hints = get_type_hints(cls, include_extras=True)

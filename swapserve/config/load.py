@@ -144,7 +144,9 @@ class _Loader:
             state_dir=paths.state_dir,
             check_binaries=self._check_binaries,
         )
-        return reader.read_all(self._root.nodes.get("models"))
+        reads = reader.read_all(self._root.nodes.get("models"))
+        check.check_names(reader.sections, self._problems)
+        return reads
 
     def _check(
         self,
@@ -157,6 +159,5 @@ class _Loader:
         check.check_subnet(keeper, self._sections["keeper"], len(reads), self._problems)
         if self._check_binaries:
             check.check_programs(server, keeper, self._sections, self._problems)
-        check.check_names(reads, self._problems)
         check.check_memory(reads, devices, self._problems)
         check.check_ports(reads, server, keeper, self._problems)

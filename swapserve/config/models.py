@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from swapserve.config.fields import keys_of
@@ -37,6 +37,8 @@ class ModelReader:
     devices: Mapping[DeviceName, DeviceConfig]
     state_dir: Path
     check_binaries: bool
+    sections: list[Section] = field(default_factory=list)
+    """What was read of every model, also of those that cannot be built."""
 
     def read_all(self, node: Node | None) -> list[Read]:
         """Return every model without a problem that prevents building it."""
@@ -50,6 +52,7 @@ class ModelReader:
 
     def _read(self, node: Node, key: str) -> Read | None:
         section = self.reader.section(node, key, keys_of(ModelConfig))
+        self.sections.append(section)
         values = section.values
         recipe = self._recipe(section)
         device = self._device(section)

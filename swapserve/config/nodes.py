@@ -134,7 +134,7 @@ _KINDS: tuple[tuple[ScalarKind, str, str], ...] = (
     ("number", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
 )
 _TAGS: dict[str, ScalarKind] = {f"!core/{kind}": kind for kind, _, _ in _KINDS}
-_TEXT_TAG = "tag:yaml.org,2002:str"
+_PLAIN_TAGS = {*_TAGS, *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))}
 _MERGE_TAG = "!core/merge"
 
 _Loader.yaml_implicit_resolvers = {}
@@ -157,10 +157,12 @@ class _Converter:
         if id(node) in self._open:
             self._problems.add(line, key, "an alias of the value that holds it", "a finite value")
             return Scalar(line, "", "null")
+        if node.tag not in _PLAIN_TAGS:
+            self._problems.add(line, key, f"the tag {node.tag}", "a plain value")
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.ScalarNode):
-                return self._scalar(node, line, key)
+                return self._scalar(node, line)
             if isinstance(node, yaml.SequenceNode):
                 entries = enumerate(node.value)
                 return Items(line, tuple(self.convert(n, f"{key}[{i}]") for i, n in entries))
@@ -170,9 +172,8 @@ class _Converter:
         finally:
             self._open.discard(id(node))
 
-    def _scalar(self, node: yaml.ScalarNode, line: int, key: str) -> Scalar:
-        if node.tag not in _TAGS and node.tag != _TEXT_TAG:
-            self._problems.add(line, key, f"the tag {node.tag}", "a plain value")
+    @staticmethod
+    def _scalar(node: yaml.ScalarNode, line: int) -> Scalar:
         return Scalar(line, str(node.value), _TAGS.get(node.tag, "text"))
 
     def _table(self, node: yaml.MappingNode, line: int, key: str) -> Table:

@@ -59,6 +59,9 @@ class Reader:
         table = self.table(node, key)
         keys = tuple(keys)
         result = Section(key, node.line if node is not None else line)
+        if isinstance(node, Items) or (isinstance(node, Scalar) and node.kind != "null"):
+            result.bad.update(item.field for item in keys)
+            return result
         self.unknown(table, key, [item.name for item in keys])
         for item in keys:
             value = table.nodes.get(item.name)
