@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from swapserve.errors import DownloadError
 
@@ -26,6 +27,7 @@ PROGRESS_INTERVAL_S = 0.5
 RESERVE_BYTES = 64 * 1024 * 1024
 """Left free on the disk besides the model itself."""
 
+PARTIAL = ".partial"
 DUPLICATES = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "original/*", "onnx/*", "*.gguf")
 """Other forms of the same weights; of no use where there are safetensors."""
 
@@ -63,59 +65,70 @@ def pull(
     """
     if dest.is_dir():
         return dest
-    hub = _library(repo)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    stage = dest.with_name(f".{dest.name}.partial")
-    with _translated_errors(hub, repo):
-        commit, files = _listing(hub, repo, revision, include)
-    with _alone(repo, stage), _translated_errors(hub, repo):
-        _check_space(repo, stage, files)
-        with _reported(stage, sum(file.size_bytes for file in files), progress):
-            for file in files:
-                hub.hf_hub_download(
-                    repo,
-                    file.name,
-                    revision=commit,
-                    local_dir=stage,
-                    endpoint=os.environ.get("HF_ENDPOINT"),
-                )
-        _check_sizes(repo, stage, files)
-        shutil.rmtree(stage / ".cache", ignore_errors=True)
-        stage.rename(dest)
+    _require_library(repo)
+    with _translated_errors(repo):
+        commit, files = _listing(repo, revision, include)
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(repo, dest.with_name(f".{dest.name}.partial")) as workplace:
+            stage = _stage(workplace, commit)
+            _check_space(repo, stage, files)
+            with _reported(stage, sum(file.size_bytes for file in files), progress):
+                for file in files:
+                    _fetch(repo, commit, file, stage)
+            stage.rename(dest)
+            workplace.rmdir()
     return dest
 
 
-def _library(repo: str) -> ModuleType:
+def _library() -> ModuleType:
+    return importlib.import_module("huggingface_hub")
+
+
+def _require_library(repo: str) -> None:
     try:
-        hub = importlib.import_module("huggingface_hub")
+        _library()
     except ImportError as error:
         raise DownloadError(
             repo, "the package huggingface-hub is missing (pip install 'swapserve[hub]')"
         ) from error
-    hub.utils.disable_progress_bars()
-    return hub
+    importlib.import_module("huggingface_hub.utils").disable_progress_bars()
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT")
 
 
 @contextlib.contextmanager
-def _alone(repo: str, stage: Path) -> Iterator[None]:
+def _alone(repo: str, workplace: Path) -> Iterator[Path]:
     """Hold a lock on the folder, which the kernel drops when the process ends in any way."""
-    stage.mkdir(exist_ok=True)
-    descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+    workplace.mkdir(exist_ok=True)
+    descriptor = os.open(workplace, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DownloadError(repo, f"another download into {stage} runs") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DownloadError(repo, f"another download into {workplace} runs") from error
+        yield workplace
     finally:
         os.close(descriptor)
 
 
+def _stage(workplace: Path, commit: str) -> Path:
+    """Return the folder for this commit's files, without what is left of other commits."""
+    stage = workplace / commit
+    for other in workplace.iterdir():
+        if other != stage:
+            shutil.rmtree(other)
+    stage.mkdir(exist_ok=True)
+    return stage
+
+
 @contextlib.contextmanager
-def _translated_errors(hub: ModuleType, repo: str) -> Iterator[None]:
+def _translated_errors(repo: str) -> Iterator[None]:
     """Turn what the library and the HTTP package beneath it raise into our own error."""
     foreign = [
         error
-        for error in hub.errors.HfHubHTTPError.__mro__
+        for error in importlib.import_module("huggingface_hub.errors").HfHubHTTPError.__mro__
         if error.__module__.partition(".")[0] not in ("builtins", "huggingface_hub")
     ]
     try:
@@ -124,11 +137,9 @@ def _translated_errors(hub: ModuleType, repo: str) -> Iterator[None]:
         raise DownloadError(repo, str(error).strip() or type(error).__name__) from error
 
 
-def _listing(
-    hub: ModuleType, repo: str, revision: str | None, include: Sequence[str]
-) -> tuple[str, list[_File]]:
+def _listing(repo: str, revision: str | None, include: Sequence[str]) -> tuple[str, list[_File]]:
     """Return the commit and the wanted files; the commit, so that all are of the same one."""
-    api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api = _library().HfApi(endpoint=_endpoint())
     info: Any = api.model_info(repo, revision=revision, files_metadata=True)
     files = [_File(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
     return info.sha, _wanted(repo, files, include)
@@ -158,11 +169,35 @@ def _check_space(repo: str, stage: Path, files: Sequence[_File]) -> None:
         )
 
 
-def _check_sizes(repo: str, stage: Path, files: Sequence[_File]) -> None:
-    for file in files:
-        found = (stage / file.name).stat().st_size
-        if file.size_bytes not in (0, found):
-            raise DownloadError(repo, f"{file.name} has {found} bytes instead of {file.size_bytes}")
+def _fetch(repo: str, commit: str, file: _File, stage: Path) -> None:
+    """Download one file, or the rest of it.
+
+    One plain request for a file: the library's own downloads restart a file from its beginning.
+    Source: huggingface_hub 2.4.0, file_download._download_to_tmp_and_move.
+    """
+    path = stage / file.name
+    if not path.resolve().is_relative_to(stage.resolve()):
+        raise DownloadError(repo, f"it has a file with the name {file.name!r}")
+    if path.exists():
+        return
+    hub = _library()
+    url = hub.hf_hub_url(repo, file.name, revision=commit, endpoint=_endpoint())
+    headers = importlib.import_module("huggingface_hub.utils").build_hf_headers()
+    metadata = hub.get_hf_file_metadata(url, headers=headers)
+    if urlsplit(metadata.location).netloc != urlsplit(url).netloc:
+        # The file is elsewhere, behind a signed address: the token is not for them.
+        headers.pop("authorization", None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("ab") as output:
+        importlib.import_module("huggingface_hub.file_download").http_get(
+            metadata.location,
+            output,
+            resume_size=output.tell(),
+            headers=headers,
+            expected_size=file.size_bytes,
+        )
+    partial.rename(path)
 
 
 def _size(folder: Path) -> int:

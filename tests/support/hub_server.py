@@ -16,7 +16,8 @@ class Hub:
     def __init__(self, repo: str, files: Mapping[str, bytes]) -> None:
         self.repo = repo
         self.files = dict(files)
-        self.breaks_off_after: int | None = None
+        self.breaks_off_at: int | None = None  # once; then it refuses to send files
+        self.is_refusing = False
         self.ranges: list[tuple[str, str | None]] = []
         self.url = ""
 
@@ -64,6 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "Accept-Ranges": "bytes",
         }
+        if with_body and self.hub.is_refusing:
+            self.reply(403, b"", {})
+            return
         wanted = self.headers.get("Range")
         start = 0
         if with_body:
@@ -76,8 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(key, value)
         self.end_headers()
-        if with_body and self.hub.breaks_off_after is not None:
-            self.wfile.write(body[: self.hub.breaks_off_after])
+        if with_body and self.hub.breaks_off_at is not None:
+            self.hub.is_refusing = True
+            self.wfile.write(body[: self.hub.breaks_off_at - start])
             self.close_connection = True
         elif with_body:
             self.wfile.write(body)
