@@ -70,7 +70,7 @@ def fingerprint(
         "argv": spec.argv,
         "env": sorted(spec.env.items()),
         "recipe": recipe,
-        "binds": sorted(asdict(bind).items() for bind in spec.binds),
+        "binds": [asdict(bind) for bind in spec.binds],
         "files": sorted((str(path), identity(path)) for path in files),
         "versions": {**versions, "kernel": platform.release(), "cpu": _cpu_flags()},
     }

@@ -111,8 +111,8 @@ class Keeper:
             await engine.recover()
         if self._context.can_sandbox:
             keep = {net.name for held in self._engines.values() if (net := held.network)}
-            for name in await network.sweep(self._context.tag, keep):
-                log.info("event=swept namespace=%s", name)
+            for orphan in await network.sweep(self._context.tag, keep):
+                log.info("event=swept namespace=%s", orphan)
 
     async def _end_all(self) -> None:
         async with asyncio.TaskGroup() as ending:
