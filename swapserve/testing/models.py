@@ -85,14 +85,25 @@ def write_gguf(path: Path, *, seed: int, shape: Shape) -> None:
     import gguf  # noqa: PLC0415 (only this format needs it)
 
     tokens = vocabulary()
-    types = [
-        gguf.TokenType.UNKNOWN,
-        *[gguf.TokenType.CONTROL] * 2,
-        *[gguf.TokenType.NORMAL] * (len(tokens) - 3),
-    ]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(f"swapserve-test-{seed}")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    dtypes: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 2: np.dtype(np.float16)}
+    with contextlib.closing(gguf.GGUFWriter(path, "llama")) as writer:
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+        describe_model(writer, shape)
+        describe_vocabulary(writer, tokens)
+        for name, dimensions in layout(shape, len(tokens)):
+            dtype = dtypes[len(dimensions)]
+            length = math.prod(dimensions) * dtype.itemsize
+            writer.add_tensor_info(gguf_name(name), dimensions, dtype, length)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, dimensions in layout(shape, len(tokens)):
+            value = weight(name, dimensions, tokens, seed)
+            writer.write_tensor_data(value.astype(dtypes[len(dimensions)]))
+
+
+def describe_model(writer: Any, shape: Shape) -> None:  # noqa: ANN401 (gguf is not loaded here)
+    """Write the dimensions."""
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -101,28 +112,19 @@ def write_gguf(path: Path, *, seed: int, shape: Shape) -> None:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(NORM_EPSILON)
     writer.add_rope_dimension_count(HEAD)
+
+
+def describe_vocabulary(writer: Any, tokens: Sequence[Token]) -> None:  # noqa: ANN401 (see above)
+    """Write the tokenizer. Types of tokens: 1 normal, 2 unknown, 3 control."""
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("llama")
     writer.add_token_list([token.text for token in tokens])
     writer.add_token_scores([token.score for token in tokens])
-    writer.add_token_types(types)
+    writer.add_token_types([2, 3, 3] + [1] * (len(tokens) - 3))
     writer.add_unk_token_id(UNKNOWN)
     writer.add_bos_token_id(BEGIN)
     writer.add_eos_token_id(END)
     writer.add_chat_template(CHAT_TEMPLATE)
-    dtypes: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 2: np.dtype(np.float16)}
-    for name, dimensions in layout(shape, len(tokens)):
-        dtype = dtypes[len(dimensions)]
-        writer.add_tensor_info(
-            gguf_name(name), dimensions, dtype, math.prod(dimensions) * dtype.itemsize
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, dimensions in layout(shape, len(tokens)):
-        value = weight(name, dimensions, tokens, seed)
-        writer.write_tensor_data(value.astype(dtypes[len(dimensions)]))
-    writer.close()
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
