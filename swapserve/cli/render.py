@@ -107,7 +107,7 @@ def _device(device: DeviceStatus) -> str:
     committed = round(BAR * device.committed_bytes / max(1, device.capacity_bytes))
     reserved = round(BAR * share) - committed
     bar = "#" * committed + "+" * reserved
-    held = f", {human_bytes(device.reserved_bytes)} of it reserved" if device.reserved_bytes else ""
+    held = f", {human_bytes(device.reserved_bytes)} reserved" if device.reserved_bytes else ""
     return (
         f"{_cut(device.name, 12):<12} [{bar:-<{BAR}}] {human_bytes(used)} of"
         f" {human_bytes(device.capacity_bytes)} ({share:.0%}){held}"

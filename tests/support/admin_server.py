@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from swapserve.api.admin import Verb, routes
+from swapserve.api.errors import as_response
 from swapserve.errors import ModelNotFound, SwapServeError
 from swapserve.events import Bus, BusEvent
 from swapserve.ids import EngineName
@@ -133,20 +134,6 @@ class ScriptedControl:
         self.asked.append(("shutdown",))
 
 
-HTTP_STATUS = {
-    "model_not_found": 404,
-    "invalid_request": 400,
-    "invalid_api_key": 401,
-    "forbidden": 403,
-}
-
-
-def response_for(error: SwapServeError) -> web.Response:
-    """Return the error object."""
-    body = {"message": str(error), "type": "api_error", "param": None, "code": error.code}
-    return web.json_response({"error": body}, status=HTTP_STATUS.get(error.code, 503))
-
-
 @web.middleware
 async def render_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -155,7 +142,7 @@ async def render_errors(
     try:
         return await handler(request)
     except SwapServeError as error:
-        return response_for(error)
+        return as_response(error)
 
 
 @dataclass

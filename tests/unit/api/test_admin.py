@@ -240,3 +240,10 @@ def test_without_keys_a_caller_from_elsewhere_is_refused() -> None:
     with running(ScriptedControl(), host=address) as server:
         assert get(server, "status").status_code == 403
         assert get(server, "status", Host="localhost").status_code == 403
+
+
+def test_kept_events_can_be_read_without_following(server: Running) -> None:
+    server.publish(notice(5.0))
+    server.publish(notice(6.0))
+    lines = list(stream_lines(server, "?since=0&follow=false"))
+    assert [line for line in lines if line.startswith("id")] == ["id: 5.0", "id: 6.0"]
