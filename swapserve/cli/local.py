@@ -1,6 +1,7 @@
 """Commands that work on this machine, with or without a daemon."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -109,10 +110,10 @@ def schema() -> None:
 
 def _good(path: Path, loaded: Config) -> str:
     devices = ", ".join(
-        f"{device.name} {render.human_bytes(device.memory_bytes)}"
+        f"{device.name} ({render.human_bytes(device.memory_bytes)})"
         for device in loaded.devices.values()
     )
-    return f"{path} is good: {len(loaded.models)} models ({', '.join(loaded.models)}) on {devices}."
+    return f"{path} is good. Models: {', '.join(loaded.models)}. Devices: {devices}."
 
 
 @click.command()
@@ -181,20 +182,10 @@ def pull(
     revision: str | None,
 ) -> None:
     """Fetch the model REPO from the hub, since engines have no way out to a network."""
-    shown_at = -1
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown_at
-        percent = 100 * done // total if total else 100
-        if percent != shown_at:
-            shown_at = percent
-            line = f"{repo}: {render.human_bytes(done)} of {render.human_bytes(total)}, {percent} %"
-            click.echo(line, err=True)
-
     path = pull_model(
         repo,
         dest or _hub_dest(settings, repo),
-        progress=progress,
+        progress=_progress(repo),
         include=include,
         revision=revision,
     )
@@ -202,6 +193,25 @@ def pull(
         echo_json({"path": str(path)})
     else:
         click.echo(path)
+
+
+def _progress(repo: str) -> Callable[[int, int], None]:
+    """Return a reporter: one line that changes on a terminal, else a line for each percent."""
+    shown = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // total if total else 100
+        if percent == shown:
+            return
+        shown = percent
+        line = f"{repo}: {render.human_bytes(done)} of {render.human_bytes(total)}, {percent} %"
+        if sys.stderr.isatty():
+            click.echo(f"\r\033[K{line}", err=True, nl=percent >= 100)  # noqa: PLR2004
+        else:
+            click.echo(line, err=True)
+
+    return report
 
 
 def _hub_dest(settings: Settings, repo: str) -> Path:

@@ -14,9 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from swapserve import __version__
+from swapserve.cli import local
 from swapserve.cli.main import cli
 from swapserve.client.control import Action
 from swapserve.config.load import load
+from swapserve.config.models import hub_dir
 from swapserve.errors import CapacityError
 from swapserve.events import Notice
 from tests.support.admin_server import Running, ScriptedControl, running, two_engines
@@ -209,14 +211,16 @@ def test_a_good_configuration_is_said_to_be_good(tmp_path: Path) -> None:
     result = call("config", "check", "good.yaml")
     assert (result.exit_code, result.stdout) == (
         0,
-        "good.yaml is good: 1 models (tiny) on ram 1.0 GiB.\n",
+        "good.yaml is good. Models: tiny. Devices: ram (1.0 GiB).\n",
     )
     shown = json.loads(call("config", "check", "good.yaml", "--json").stdout)
     assert shown == {"ok": True, "problems": [], "models": ["tiny"]}
 
 
 def test_every_problem_of_a_configuration_is_shown(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text(CONFIG.format(port=70000).replace("tiny", "''") + "wrong: 1\n")
+    (tmp_path / "bad.yaml").write_text(
+        CONFIG.format(port=70000).replace("tiny", "''") + "wrong: 1\n"
+    )
     result = call("config", "check", "bad.yaml")
     assert result.exit_code == 2
     for key in ("server.port", "wrong", "name"):
@@ -259,6 +263,30 @@ def test_the_doctor_reports_each_check_and_fails_for_what_is_asked_in_vain(tmp_p
     assert text.exit_code == 1
     assert "[FAIL] configuration:" in text.stdout
     assert "mend:" in text.stdout
+
+
+def test_a_model_that_was_pulled_is_found_where_the_configuration_looks(tmp_path: Path) -> None:
+    (tmp_path / "swapserve.yaml").write_text(CONFIG.format(port=1))
+    place = hub_dir(tmp_path / "state", "org/small")
+    place.mkdir(parents=True)
+    assert call("pull", "org/small").stdout == f"{place}\n"
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    result = call("pull", "org/small", "--dest", str(other), "--json")
+    assert json.loads(result.stdout) == {"path": str(other)}
+
+
+def test_the_progress_of_a_download_is_one_line_for_each_percent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = local._progress("org/small")
+    for done in (0, 1, 1 << 20, 2 << 20):
+        report(done, 2 << 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "org/small: 0 B of 2.0 MiB, 0 %",
+        "org/small: 1.0 MiB of 2.0 MiB, 50 %",
+        "org/small: 2.0 MiB of 2.0 MiB, 100 %",
+    ]
 
 
 def test_the_version_is_printed() -> None:
