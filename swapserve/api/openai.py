@@ -33,6 +33,7 @@ class OpenAI:
         status: Callable[[], Status],
         metrics: Metrics,
         keys: Keys,
+        metrics_keys: Keys,
         max_body_bytes: int,
     ) -> None:
         self._directory = directory
@@ -40,6 +41,7 @@ class OpenAI:
         self._status = status
         self._metrics = metrics
         self._keys = keys
+        self._metrics_keys = metrics_keys
         self._max_body_bytes = max_body_bytes
         self._created = int(datetime.now(UTC).timestamp())
 
@@ -91,7 +93,7 @@ class OpenAI:
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """Give Prometheus its metrics."""
-        self._keys.check(request)
+        self._metrics_keys.check(request)
         text = self._metrics.render(self._status())
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 

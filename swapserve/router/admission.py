@@ -35,6 +35,7 @@ class Lease:
         self.suspensions = 0
         self.requested_at = requested_at
         self.granted_at: float | None = None
+        self.suspended_at = requested_at
         self.lost: asyncio.Future[SwapServeError] = asyncio.get_running_loop().create_future()
         """Done when the scheduler has ended the lease (refused or lost), with the reason."""
         self._changed = asyncio.Event()
@@ -81,7 +82,7 @@ class Admission:
     ) -> None:
         self.place = place
         self._post = post
-        self._clock = clock
+        self.clock = clock
         self._leases: dict[LeaseId, Lease] = {}
         self._numbers = itertools.count(1)
 
@@ -91,7 +92,7 @@ class Admission:
 
         Cancellation: the scheduler is told before the cancellation goes on.
         """
-        lease = Lease(LeaseId(f"r{next(self._numbers)}"), engine, self._clock())
+        lease = Lease(LeaseId(f"r{next(self._numbers)}"), engine, self.clock())
         self._leases[lease.id] = lease
         self._post(LeaseRequested(lease=lease.id, engine=engine))
         try:
@@ -104,13 +105,14 @@ class Admission:
     def granted(self, lease: LeaseId) -> None:
         """Let the request go to its engine."""
         if (found := self._leases.get(lease)) is not None:
-            found.granted_at = self._clock()
+            found.granted_at = self.clock()
             found.move(LeaseState.ACTIVE)
 
     def suspended(self, lease: LeaseId) -> None:
         """Note that the engine goes away in mid-answer."""
         if (found := self._leases.get(lease)) is not None:
             found.suspensions += 1
+            found.suspended_at = self.clock()
             found.move(LeaseState.SUSPENDED)
 
     def resumed(self, lease: LeaseId) -> None:

@@ -1,8 +1,8 @@
 """Which headers cross the proxy, in each direction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 
 HOP_BY_HOP = frozenset(
     {
@@ -33,26 +33,24 @@ NOT_TO_ENGINES = HOP_BY_HOP | {
 NOT_TO_CLIENTS = HOP_BY_HOP | {"date", "server", "set-cookie"}
 
 
-def _crossing(
-    headers: Iterable[tuple[str, str]], connection: str, dropped: frozenset[str]
-) -> CIMultiDict[str]:
-    named = {token.strip().lower() for token in connection.split(",")}
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers
-        if name.lower() not in dropped and name.lower() not in named
-    )
-
-
-def to_engine(headers: Mapping[str, str], extra: Mapping[str, str]) -> CIMultiDict[str]:
+def to_engine(headers: MultiMapping[str], extra: Mapping[str, str]) -> CIMultiDict[str]:
     """Return the headers of a client's request that its engine sees, and ours."""
-    kept = _crossing(headers.items(), headers.get("Connection", ""), NOT_TO_ENGINES)
+    kept = _crossing(headers, NOT_TO_ENGINES)
+    kept.setdefault("Content-Type", "application/json")
     # A stream that was opened early with our own headers cannot be compressed afterwards.
     kept["Accept-Encoding"] = "identity"
     kept.update(extra)
     return kept
 
 
-def to_client(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def to_client(headers: MultiMapping[str]) -> CIMultiDict[str]:
     """Return the headers of an engine's answer that the client sees."""
-    return _crossing(headers.items(), headers.get("Connection", ""), NOT_TO_CLIENTS)
+    return _crossing(headers, NOT_TO_CLIENTS)
+
+
+def _crossing(headers: MultiMapping[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    named = ",".join(headers.getall("Connection", []))
+    dropped = dropped | {token.strip().lower() for token in named.split(",")}
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in dropped
+    )

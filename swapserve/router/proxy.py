@@ -99,6 +99,7 @@ class Proxy:
         self._tasks = asyncio.TaskGroup()
         self._upstreams = Upstreams(self._tasks)
         self._orphans: dict[EngineName, set[Exchange]] = {}
+        self._back_at: dict[EngineName, float] = {}
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -120,13 +121,19 @@ class Proxy:
         await self._upstreams.close_idle(engine)
 
     def engine_back(self, engine: EngineName) -> None:
-        """End the generations whose clients left while the engine was away; it serves again."""
+        """End the generations whose clients left while the engine was away.
+
+        To be called whenever an engine begins to serve, or goes on to after a swap out that was
+        given up, before the scheduler hears of it.
+        """
+        self._back_at[engine] = self._admission.clock()
         for exchange in self._orphans.pop(engine, ()):
             self._end(exchange)
 
     def engine_gone(self, engine: EngineName) -> None:
-        """Drop what was kept for an engine whose process will not come back."""
+        """Drop every connection that is kept for an engine whose process will not come back."""
         self.engine_back(engine)
+        self._upstreams.forget(engine)
 
     def orphans(self, engine: EngineName) -> int:
         """Return how many connections wait for the engine only to be closed."""
@@ -271,7 +278,10 @@ class Proxy:
             await asyncio.sleep(self._keepalive_s)
 
     def _abandon(self, exchange: Exchange, lease: Lease) -> None:
-        if lease.state is LeaseState.SUSPENDED:
+        back_at = self._back_at.get(lease.engine)
+        # The engine may be back already, and the scheduler's word of it still on its way.
+        away = back_at is None or back_at < lease.suspended_at
+        if lease.state is LeaseState.SUSPENDED and away:
             self._orphans.setdefault(lease.engine, set()).add(exchange)
         else:
             self._end(exchange)

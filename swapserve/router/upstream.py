@@ -38,6 +38,7 @@ class Wire:
         self.generation = generation
         self.idle_since: float | None = None
         self._socket: socket.socket | None = None
+        self._response: aiohttp.ClientResponse | None = None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=1, keepalive_timeout=IDLE_S, socket_factory=self._make_socket
@@ -59,9 +60,12 @@ class Wire:
         """Send the request; return the head of the answer, or why there is none."""
         url = URL.build(scheme="http", host=self.place.host, port=self.place.port, path=path)
         try:
-            return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+            self._response = await self._session.post(
+                url, data=body, headers=headers, allow_redirects=False
+            )
         except (aiohttp.ClientError, OSError) as error:
             return error
+        return self._response
 
     def kill(self, *, reset: bool = False) -> None:
         """End the connection now: the engine reads the end of the stream.
@@ -81,6 +85,8 @@ class Wire:
 
     async def close(self) -> None:
         """Release everything; returns when the socket is closed."""
+        if self._response is not None:
+            self._response.close()
         await self._session.close()
 
     def _make_socket(self, info: AddrInfo) -> socket.socket:
@@ -129,12 +135,20 @@ class Upstreams:
     async def close_idle(self, engine: EngineName) -> None:
         """Close the engine's idle connections; those in use now will not be kept either.
 
-        Returns when their sockets are closed, on both sides.
+        Returns when their sockets are closed, with nothing left of them in the engine's kernel.
         """
-        self._generations[engine] = self._generations.get(engine, 0) + 1
-        for wire in self._idle.pop(engine, []):
+        for wire in self._retire(engine):
             wire.kill(reset=True)
             await wire.close()
+
+    def forget(self, engine: EngineName) -> None:
+        """Close the engine's idle connections without waiting for it."""
+        for wire in self._retire(engine):
+            self.drop(wire)
+
+    def _retire(self, engine: EngineName) -> list[Wire]:
+        self._generations[engine] = self._generations.get(engine, 0) + 1
+        return self._idle.pop(engine, [])
 
     async def close(self) -> None:
         """Close every idle connection of every engine."""

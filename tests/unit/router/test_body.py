@@ -1,0 +1,108 @@
+"""Reading and changing request bodies."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swapserve.errors import InvalidRequest
+from swapserve.router.body import RequestBody
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("model"), inner)
+    ),
+    max_leaves=8,
+)
+OTHERS = st.dictionaries(
+    st.text().filter(lambda key: key not in {"model", "stream", "temperature", "seed"}), VALUES
+)
+
+
+@given(
+    others=OTHERS,
+    model=st.text(min_size=1),
+    ascii_only=st.booleans(),
+    indent=st.none() | st.just(2),
+)
+def test_only_the_top_level_model_is_replaced(
+    others: dict[str, Any], model: str, ascii_only: bool, indent: int | None
+) -> None:
+    body = {**others, "model": model, "metadata": {"model": model}}
+    raw = json.dumps(body, ensure_ascii=ascii_only, indent=indent).encode()
+    read = RequestBody(raw)
+    assert read.model == model
+    assert read.rewritten() == raw
+    assert json.loads(read.rewritten(model="x/y")) == {**body, "model": "x/y"}
+    assert json.loads(read.rewritten(model="x", seed=5)) == {**body, "model": "x", "seed": 5}
+
+
+def test_what_is_not_replaced_stays_byte_for_byte() -> None:
+    raw = b' {"a" : 1.50e3,\t"mod\\u0065l": "tin\\u0079" , "model2":"tiny"}\n'
+    assert RequestBody(raw).rewritten(model="big") == (
+        b' {"a" : 1.50e3,\t"mod\\u0065l": "big" , "model2":"tiny"}\n'
+    )
+
+
+def test_a_repeated_model_is_the_last_one_and_replaced_everywhere() -> None:
+    read = RequestBody(b'{"model": "a", "model": "b"}')
+    assert read.model == "b"
+    assert read.rewritten(model="c") == b'{"model": "c", "model": "c"}'
+
+
+def test_a_null_seed_is_replaced_because_it_would_win_over_one_before_it() -> None:
+    assert RequestBody(b'{"model": "a", "seed": null}').rewritten(seed=3) == (
+        b'{"model": "a", "seed": 3}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "samples"),
+    [
+        ("", True),
+        (', "temperature": null', True),
+        (', "temperature": 0.7', True),
+        (', "temperature": 0', False),
+        (', "temperature": 0.0', False),
+        (', "seed": 1', False),
+        (', "seed": null', True),
+    ],
+)
+def test_a_request_samples_unless_greedy_or_seeded(more: str, samples: bool) -> None:
+    assert RequestBody(f'{{"model": "a"{more}}}'.encode()).samples is samples
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"model": "a",}', "not valid JSON"),
+        (b'{"model": "a"} x', "not valid JSON"),
+        (b'{"model" "a"}', "not valid JSON"),
+        (b"{'model': 'a'}", "not valid JSON"),
+        (b'{"model": "a"', "not valid JSON"),
+        (b'{"model": "a" "b": 1}', "not valid JSON"),
+        (b"[1] x", "not valid JSON"),
+        (b'"model"', "must be a JSON object"),
+        (b"[]", "must be a JSON object"),
+        (b"12", "must be a JSON object"),
+        (b'{"model": "\xff"}', "not UTF-8 (byte 11)"),
+        (b"{}", "'model' is missing"),
+        (b'{"model": null}', "'model' is missing"),
+        (b'{"model": 3}', "'model' must be"),
+        (b'{"model": ""}', "'model' must be"),
+        (b'{"model": "a", "stream": "yes"}', "'stream' must be"),
+        (b'{"model": "a", "temperature": "hot"}', "'temperature' must be"),
+        (b'{"model": "a", "temperature": true}', "'temperature' must be"),
+        (b'{"model": "a", "seed": 1.5}', "'seed' must be"),
+        (b'{"model": ' + b"[" * 200_000, "nested too deeply"),
+    ],
+)
+def test_a_body_that_cannot_be_understood_says_what_is_wrong(raw: bytes, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        RequestBody(raw)
+    assert says in str(caught.value)
