@@ -1,4 +1,7 @@
-"""What works on this machine, what does not, why, and how to mend it. Changes nothing."""
+"""What works on this machine, what does not, why, and how to mend it.
+
+Leaves nothing behind but the cache in /run that every call of CRIU writes.
+"""
 
 import os
 from collections.abc import Callable, Iterable
@@ -62,9 +65,17 @@ def _configuration(path: Path | None) -> tuple[Config | None, list[Check]]:
             why=why,
             mend=f"Correct it and look again with 'swapserve config check {path}'.",
         )
-        return None, [failed]
+        return _usable(path), [failed]
     found = f"{path}: {len(config.models)} models on {', '.join(config.devices)}"
     return config, [Check(name="configuration", status="ok", found=found, why=why)]
+
+
+def _usable(path: Path) -> Config | None:
+    """Return what a configuration asks for, even if programs, models or secrets are missing."""
+    try:
+        return load(path, check_binaries=False, secrets=False)
+    except ConfigError:
+        return None
 
 
 def _profile(scope: Scope) -> Check:

@@ -149,3 +149,26 @@ def test_an_error_that_is_not_ours_is_shown_as_it_is() -> None:
         pytest.raises(Refused, match="answered 502: bad gateway"),
     ):
         client.status()
+
+
+def test_a_daemon_that_dies_in_mid_stream_is_unreachable() -> None:
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    event = b'data: {"event":"notice","at":1.0,"message":"last words"}\n\n'
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_and_die() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(head + b"%x\r\n" % len(event) + event + b"\r\n")
+
+        thread = threading.Thread(target=answer_and_die)
+        thread.start()
+        with ControlClient(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            stream = client.events()
+            assert next(stream).data["message"] == "last words"
+            with pytest.raises(DaemonUnreachable):
+                next(stream)
+        thread.join()

@@ -317,6 +317,17 @@ def test_a_configuration_that_cannot_be_read_is_one_finding_among_others(tmp_pat
     assert "kernel" in checks
 
 
+def test_a_missing_engine_does_not_hide_what_else_the_configuration_asks(
+    config: Config, tmp_path: Path
+) -> None:
+    path = config.source
+    path.write_text(path.read_text().replace("/bin/true", str(tmp_path / "absent")))
+    checks = {check.name: check for check in examine(path)}
+    assert checks["configuration"].status == "fail"
+    assert checks["engine generic"].status == "fail"
+    assert str(tmp_path / "images") in checks["image directory"].found
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to leave it")
 def test_without_root_what_needs_root_is_off_and_not_a_failure() -> None:
     os.seteuid(65534)
