@@ -92,7 +92,8 @@ class _Plan:
             return None, False
         self._pay_debt()
         for engine, since in self._wishes():
-            if not self._serve(engine, since):
+            # An older wish may just have made this one leave, broken as it was.
+            if engine.state in AWAY and not self._serve(engine, since):
                 break
         self._open_spared()
         self._expire_idle()

@@ -127,7 +127,8 @@ def failed(board: Board, event: TransitionFailed) -> None:
     engine.state = event.state if event.state in RESTING else EngineState.FAILED
     engine.tier = event.tier
     if engine.state is EngineState.READY or event.tier is Tier.DEVICE:
-        board.ledger.commit(engine.spec.device, engine.name, board.held(engine))
+        size = board.held(engine) or engine.need or 0
+        board.ledger.commit(engine.spec.device, engine.name, size)
     else:
         board.ledger.release(engine.spec.device, engine.name)
     if event.leases_lost:
