@@ -57,6 +57,9 @@ class RequestEnded:
     seconds: float
     suspensions: int
     bytes_out: int
+    bytes_in: int = 0
+    prefix: int = 0
+    """Hash of the beginning of its body; the next turn of a chat has the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from swapserve.errors import InvalidRequest
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+PREFIX_BYTES = 512
 FIELDS = frozenset({"model", "stream", "temperature", "seed"})
 
 
@@ -43,6 +44,9 @@ class RequestBody:
             raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
         except RecursionError as error:
             raise InvalidRequest("The request body is nested too deeply.") from error
+        self.size = len(raw)
+        self.prefix = hash(raw[:PREFIX_BYTES])
+        """Tells the turns of one conversation from those of others."""
         self.model = self._model()
         self.stream = self._stream()
         self.samples = self._samples()

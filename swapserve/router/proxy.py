@@ -308,6 +308,8 @@ class Proxy:
             seconds=now - record.started,
             suspensions=lease.suspensions if lease is not None else 0,
             bytes_out=down.bytes_out,
+            bytes_in=call.body.size,
+            prefix=call.body.prefix,
         )
 
 

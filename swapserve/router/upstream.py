@@ -118,7 +118,7 @@ class Upstreams:
     def give(self, engine: EngineName, wire: Wire) -> None:
         """Keep a connection whose answer was read to its end, unless it is of an older life."""
         if wire.generation != self._generations.get(engine, 0):
-            self.drop(wire)
+            self.drop(wire, reset=True)
             return
         now = asyncio.get_running_loop().time()
         wire.idle_since = now
@@ -127,9 +127,9 @@ class Upstreams:
         while (idle[0].idle_since or 0.0) <= now - IDLE_S:
             self.drop(idle.pop(0))
 
-    def drop(self, wire: Wire) -> None:
+    def drop(self, wire: Wire, *, reset: bool = False) -> None:
         """Close a connection, whatever it is doing."""
-        wire.kill()
+        wire.kill(reset=reset)
         self._tasks.create_task(wire.close())
 
     async def close_idle(self, engine: EngineName) -> None:

@@ -58,7 +58,7 @@ def setns(fd: int, kind: int) -> None:
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str = "") -> None:
-    """Mount a file system, as mount(2) does.
+    """Mount a file system.
 
     Raises:
         OSError: with the target in its message.

@@ -1,0 +1,397 @@
+"""The composition root: builds every object, owns the root task group, signals and shutdown.
+
+Order up: keeper, client of the keeper, scheduler, actors (each says where its engine is), front
+door. Order down: front door, waiting requests refused, actors, then the keeper as `server.on_exit`
+says. The daemon holds no privilege: it gives them up before it opens the front door.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import pwd
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import swapserve
+from swapserve import log as logs
+from swapserve.api.admin import Verb
+from swapserve.api.app import Deps, build_app, serve
+from swapserve.api.errors import explain
+from swapserve.config.load import load
+from swapserve.config.schema import Config, ModelConfig
+from swapserve.engines.base import adapter_for
+from swapserve.errors import ConfigError, KeeperError, SwapServeError
+from swapserve.events import Bus, BusEvent, RequestEnded
+from swapserve.ids import DeviceName, EngineName
+from swapserve.keeper.client import KeeperClient, ensure
+from swapserve.keeper.protocol import Exited
+from swapserve.lifecycle.actor import Callbacks, EngineActor, Order
+from swapserve.lifecycle.journal import Journal
+from swapserve.metrics import Metrics
+from swapserve.router.admission import Admission, Place
+from swapserve.router.proxy import Proxy
+from swapserve.router.resolve import Directory
+from swapserve.scheduler.core import Core
+from swapserve.scheduler.messages import (
+    DeviceSpec,
+    EngineSpec,
+    Event,
+    PolicySpec,
+    ShutdownAsked,
+)
+from swapserve.scheduler.runner import Runner
+from swapserve.status import DeviceStatus, EngineStatus, Status
+from swapserve.swap.moves import Mover
+from swapserve.system import linux
+
+log = logging.getLogger(__name__)
+
+FAILED, WRONG_CONFIG = 1, 2
+ENDPOINT_FILE = "endpoint.json"
+
+
+class Daemon:
+    """Everything but privileges. Also the `Control` that the admin API speaks to."""
+
+    def __init__(self, config: Config) -> None:
+        self.bus = Bus()
+        self.closing = asyncio.Event()
+        self._config = config
+        self._started = time.monotonic()
+        self._directory = Directory(config.models.values())
+        self._journal = Journal(config.paths.state_dir / "daemon" / "journal.json")
+        self._keeper = KeeperClient(config, self._exited)
+        self._admission = Admission(post=self._post, place=self._place, clock=time.monotonic)
+        self._proxy = Proxy(
+            admission=self._admission,
+            explain=explain,
+            publish=self.bus.publish,
+            headers_after_s=config.server.headers_after_s,
+            keepalive_s=config.server.keepalive_s,
+        )
+        self._actors: dict[EngineName, EngineActor] = {}
+        self._runner: Runner | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+
+    # ------------------------------------------------------------ its life
+
+    async def run(self) -> None:
+        """Serve until `closing` is set.
+
+        Raises:
+            KeeperUnavailable: the keeper went away; engines stay as they are.
+            KeeperError: it speaks another protocol, or keeps other engines.
+            OSError: the address of the front door cannot be had.
+        """
+        self._journal.open()
+        await self._keeper.connect()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            background = [tasks.create_task(self._listen_to_keeper())]
+            await self._check_keeper()
+            background += self._build(tasks)
+            async with self._proxy:
+                app = build_app(self._deps())
+                async with serve(app, self._config.server.host, self._config.server.port) as urls:
+                    self._announce(urls)
+                    await self.closing.wait()
+                    self._post(ShutdownAsked())
+            if self._config.server.on_exit == "stop":
+                await self._keeper.shutdown()
+            for task in background:
+                task.cancel()
+            self._keeper.close()
+
+    async def _listen_to_keeper(self) -> None:
+        try:
+            await self._keeper.run()
+        except KeeperError:
+            if not self.closing.is_set():
+                raise
+
+    async def _check_keeper(self) -> None:
+        said = await self._keeper.hello()
+        if set(said["engines"]) != set(self._config.models):
+            raise KeeperError(
+                f"the running keeper (pid {said['pid']}) holds the engines"
+                f" {', '.join(said['engines']) or 'none'}, the configuration names"
+                f" {', '.join(self._config.models) or 'none'}. Stop the keeper with"
+                f" `kill {said['pid']}` (this ends its engines), then start again"
+            )
+
+    def _build(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        config = self._config
+        metrics = self._metrics = Metrics()
+        self.bus.listen(metrics.count)
+        self.bus.listen(self._learn)
+        for model in config.models.values():
+            self._actors[model.name] = self._actor(model)
+        core = Core(
+            (
+                DeviceSpec(name=device.name, capacity_bytes=device.memory_bytes)
+                for device in config.devices.values()
+            ),
+            (
+                EngineSpec(
+                    name=model.name,
+                    device=model.device,
+                    memory_bytes=model.memory_bytes,
+                    pin=self._pinned(model),
+                    preload=model.preload,
+                    ttl_s=model.ttl_s,
+                )
+                for model in config.models.values()
+            ),
+            PolicySpec(
+                busy=config.scheduling.busy,
+                quantum_s=config.scheduling.quantum_s,
+                max_wait_s=config.scheduling.max_wait_s,
+                queue_limit=config.server.queue_limit,
+                queue_timeout_s=config.server.queue_timeout_s,
+                retry_backoff_s=config.scheduling.retry_backoff_s,
+            ),
+        )
+        self._runner = Runner(core, self, self._admission)
+        background = [tasks.create_task(self._runner.run())]
+        background += [tasks.create_task(actor.run()) for actor in self._actors.values()]
+        return background
+
+    def _actor(self, model: ModelConfig) -> EngineActor:
+        name = model.name
+
+        def notice(message: str) -> None:
+            self._actors[name].notice(message)
+
+        mover = Mover(
+            model,
+            self._config.images,
+            self._keeper,
+            adapter_for(model),
+            close_idle=partial(self._proxy.close_idle, name),
+            notice=notice,
+        )
+        callbacks = Callbacks(
+            post=self._post,
+            engine_back=partial(self._proxy.engine_back, name),
+            engine_gone=partial(self._proxy.engine_gone, name),
+        )
+        return EngineActor(model, mover, self._journal, self.bus, callbacks)
+
+    def _deps(self) -> Deps:
+        return Deps(
+            server=self._config.server,
+            directory=self._directory,
+            proxy=self._proxy,
+            metrics=self._metrics,
+            control=self,
+        )
+
+    def _announce(self, urls: Sequence[str]) -> None:
+        endpoint = self._config.paths.state_dir / "daemon" / ENDPOINT_FILE
+        temporary = endpoint.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"pid": os.getpid(), "urls": list(urls)}))
+        temporary.rename(endpoint)
+        log.info("event=serving pid=%d url=%s", os.getpid(), " ".join(urls))
+
+    # --------------------------------------------------------------- wiring
+
+    def _post(self, event: Event) -> None:
+        if self._runner is not None:
+            self._runner.post(event)
+
+    def _exited(self, exited: Exited) -> None:
+        actor = self._actors.get(EngineName(exited.engine))
+        if actor is not None:
+            actor.exited(exited)
+
+    def _learn(self, event: BusEvent) -> None:
+        if isinstance(event, RequestEnded):
+            self._actors[EngineName(event.engine)].request_ended(event)
+
+    def _place(self, engine: EngineName) -> Place:
+        actor = self._actors[engine]
+        assert actor.holding is not None
+        assert actor.holding.address is not None
+        host, _, port = actor.holding.address.rpartition(":")
+        return Place(
+            host=host,
+            port=int(port),
+            # Also after a live image: what was restored may stem from a golden one.
+            fresh_seed=actor.holding.restored_from is not None,
+            takes_seed=actor.model.recipe.takes_seed,
+        )
+
+    def _pinned(self, model: ModelConfig) -> bool:
+        asked = self._journal.pinned(model.name)
+        return model.pin if asked is None else asked
+
+    # The runner's port to the engines.
+
+    def bring_in(self, engine: EngineName) -> None:
+        """Order the engine's actor to bring it in."""
+        self._actors[engine].order(Order(what="bring_in"))
+
+    def swap_out(self, engine: EngineName, in_flight: int, cause: str) -> None:
+        """Order the engine's actor to swap it out."""
+        self._actors[engine].order(Order(what="swap_out", in_flight=in_flight, cause=cause))
+
+    def stop(self, engine: EngineName) -> None:
+        """Order the engine's actor to end it."""
+        self._actors[engine].order(Order(what="stop", cause="operator"))
+
+    def drain(self, engine: EngineName, on: bool) -> None:
+        """Show the engine as draining, or as ready again."""
+        self._actors[engine].drain(on)
+
+    # -------------------------------------------------------------- Control
+
+    def resolve(self, name: str) -> EngineName:
+        """Return the engine of a name or alias."""
+        return self._directory.resolve(name)
+
+    async def command(self, verb: Verb, engine: EngineName, *, wait: bool = True) -> None:
+        """Carry an operator's command out."""
+        assert self._runner is not None
+        assert self._tasks is not None
+        if not wait:
+            self._tasks.create_task(self._unwatched(verb, engine))
+            return
+        await self._runner.command(verb, engine)
+        if verb in {"pin", "unpin"}:
+            self._journal.pin(engine, verb == "pin")
+
+    async def _unwatched(self, verb: Verb, engine: EngineName) -> None:
+        try:
+            await self.command(verb, engine)
+        except SwapServeError as error:
+            self._actors[engine].notice(f"{verb} failed: {error}")
+
+    async def log_tail(self, engine: EngineName, lines: int) -> str:
+        """Return the end of an engine's own log."""
+        return await self._keeper.log_tail(engine, lines)
+
+    async def shutdown(self) -> None:
+        """Begin to end."""
+        self.closing.set()
+
+    def status(self) -> Status:
+        """Return everything as it is now."""
+        return Status(
+            version=swapserve.__version__,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started,
+            profile=self._keeper.profile,
+            keeper_pid=self._keeper.pid,
+            devices=tuple(self._device_status(name) for name in self._config.devices),
+            engines=tuple(self._engine_status(actor) for actor in self._actors.values()),
+        )
+
+    def _device_status(self, name: DeviceName) -> DeviceStatus:
+        assert self._runner is not None
+        account = self._runner.core.devices()[name]
+        return DeviceStatus(
+            name=name,
+            kind=self._config.devices[name].kind,
+            capacity_bytes=account.capacity_bytes,
+            reserved_bytes=account.reserved_bytes,
+            committed_bytes=account.committed_bytes,
+        )
+
+    def _engine_status(self, actor: EngineActor) -> EngineStatus:
+        assert self._runner is not None
+        model, holding = actor.model, actor.holding
+        active, waiting, suspended = self._runner.core.counts(model.name)
+        source: Literal["configured", "measured", "unknown"] = "unknown"
+        if model.memory_bytes is not None:
+            source = "configured"
+        elif actor.footprint_bytes is not None:
+            source = "measured"
+        return EngineStatus(
+            name=model.name,
+            aliases=model.aliases,
+            recipe=model.recipe.name,
+            device=model.device,
+            state=actor.state,
+            tier=actor.tier,
+            since=actor.since,
+            footprint_bytes=actor.footprint_bytes,
+            footprint_source=source,
+            active=active,
+            waiting=waiting,
+            suspended=suspended,
+            pinned=self._runner.core.pinned(model.name),
+            golden_image=holding.golden if holding else False,
+            image_bytes=(holding.live_image_bytes + holding.golden_image_bytes if holding else 0),
+            restored_from=holding.restored_from if holding else None,
+            address=holding.address if holding else None,
+            pid=holding.pid if holding else None,
+            last_swap=actor.last_swap,
+            error=actor.error,
+        )
+
+
+def drop_privileges(config: Config) -> None:
+    """Become an ordinary process: the configured account, or root without any capability.
+
+    Call it before the first thread starts: capabilities belong to threads.
+
+    Raises:
+        OSError: it could not be done; do not serve then.
+    """
+    if os.geteuid() != 0:
+        return
+    home = config.paths.state_dir / "daemon"
+    home.mkdir(parents=True, exist_ok=True)
+    if config.server.user is not None:
+        account = pwd.getpwnam(config.server.user)
+        for path in (home, *home.iterdir()):
+            os.chown(path, account.pw_uid, account.pw_gid)
+        os.initgroups(account.pw_name, account.pw_gid)
+        os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
+    linux.set_no_new_privs()
+    if config.server.user is None:
+        linux.drop_all_capabilities()
+
+
+async def _serve(config: Config) -> None:
+    daemon = Daemon(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, daemon.closing.set)
+    await daemon.run()
+
+
+def main(config_path: Path) -> int:
+    """Run the daemon; return its exit status: 0 asked to end, 1 failed, 2 wrong configuration."""
+    try:
+        config = load(config_path)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return WRONG_CONFIG
+    logs.setup(config.log_format, config.log_level)
+    try:
+        if asyncio.run(ensure(config)):
+            log.info("event=keeper_started")
+        drop_privileges(config)
+        asyncio.run(_serve(config))
+    except* (SwapServeError, OSError) as group:
+        for leaf in _leaves(group):
+            log.error("event=daemon_failed error=%s", leaf)
+        status = FAILED
+    else:
+        status = 0
+    return status
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

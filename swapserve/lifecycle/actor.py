@@ -1,0 +1,451 @@
+"""One task per engine: the only writer of its state.
+
+It takes one order at a time from its inbox (bring in, swap out, stop, or news from the keeper),
+carries it out with a `Mover`, and posts the outcome to the scheduler. Every change of state is one
+event on the bus and one line in the log. An order runs to its end whoever gave it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from swapserve.config.schema import ModelConfig
+from swapserve.errors import (
+    CriuError,
+    IllegalTransition,
+    KeeperUnavailable,
+    SwapServeError,
+)
+from swapserve.events import Bus, EngineChanged, Notice, RequestEnded, SwapEnded
+from swapserve.keeper.protocol import Exited, Held, Holding
+from swapserve.lifecycle.journal import Journal
+from swapserve.scheduler.messages import (
+    EngineExited,
+    EngineLeft,
+    EngineReady,
+    EngineSeen,
+    Event,
+    FootprintMeasured,
+    TransitionFailed,
+)
+from swapserve.states import TRANSITIONS, EngineState, Tier
+from swapserve.status import SwapSummary
+from swapserve.swap.cache import CacheValue
+from swapserve.swap.moves import Mover, Trace
+from swapserve.swap.plan import WayIn, WayOut, tier_after, way_out, ways_in
+
+FIRST_MEASURE_S = 3.0
+MEASURE_EVERY_S = 30.0
+"""A resident engine is measured soon after it came in, then at this pace."""
+
+log = logging.getLogger(__name__)
+
+_S = EngineState
+Kind = Literal["cold_start", "swap_in", "swap_out", "stop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the scheduler wants of the engine."""
+
+    what: Literal["bring_in", "swap_out", "stop"]
+    in_flight: int = 0
+    cause: str = "demand"
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """Time to look how much memory a resident engine takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """What the actor tells the front door and the scheduler; all synchronous."""
+
+    post: Callable[[Event], None]
+    engine_back: Callable[[], None]
+    engine_gone: Callable[[], None]
+
+
+class EngineActor:
+    """The life of one engine. Attributes are for reading by others; only the actor writes them."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        mover: Mover,
+        journal: Journal,
+        bus: Bus,
+        callbacks: Callbacks,
+    ) -> None:
+        self.model = model
+        self.state = _S.STOPPED
+        self.tier = Tier.NONE
+        self.since = _now()
+        self.holding: Holding | None = None
+        self.last_swap: SwapSummary | None = None
+        self.error: str | None = None
+        self._mover = mover
+        self._journal = journal
+        self._bus = bus
+        self._tell = callbacks
+        self._cache = CacheValue()
+        self._inbox: asyncio.Queue[Order | Exited | _Measure] = asyncio.Queue()
+        self._measure_timer: asyncio.TimerHandle | None = None
+
+    # --------------------------------------------------- from other tasks
+
+    def order(self, order: Order) -> None:
+        """Hand in what the scheduler wants; carried out in its turn."""
+        self._inbox.put_nowait(order)
+
+    def drain(self, on: bool) -> None:
+        """Show the engine as draining, or as ready again (unless it has just ended)."""
+        if self.state not in {_S.READY, _S.DRAINING}:
+            return
+        self._change(_S.DRAINING if on else _S.READY, self.tier, "drain" if on else "drain ended")
+
+    def exited(self, exited: Exited) -> None:
+        """Take in the keeper's word that the process ended on its own."""
+        self._mover.exited(exited)
+        self._inbox.put_nowait(exited)
+
+    def request_ended(self, event: RequestEnded) -> None:
+        """Learn from a finished request what the engine's cache is worth."""
+        prefill_s = None
+        if event.ttft_s is not None and not event.suspensions:
+            prefill_s = max(0.0, event.ttft_s - event.queue_s)
+        self._cache.served(
+            bytes_in=event.bytes_in,
+            bytes_out=event.bytes_out,
+            stream=event.stream,
+            prefix=event.prefix,
+            prefill_s=prefill_s,
+        )
+
+    @property
+    def footprint_bytes(self) -> int | None:
+        """Bytes it takes on its device: configured, else measured, None if unknown."""
+        return self.model.memory_bytes or self._journal.footprint(self.model.name)
+
+    # ------------------------------------------------------------ its task
+
+    async def run(self) -> None:
+        """Say where the engine is, then carry out orders for ever.
+
+        Raises:
+            KeeperUnavailable: the keeper is gone; engines stay, the daemon must end.
+        """
+        await self._recover()
+        while True:
+            item = await self._inbox.get()
+            match item:
+                case Order(what="bring_in"):
+                    await self._bring_in(item.cause)
+                case Order(what="swap_out"):
+                    await self._swap_out(item)
+                case Order():
+                    await self._stop(item.cause)
+                case Exited():
+                    await self._ended(item)
+                case _Measure():
+                    await self._measure()
+
+    async def _recover(self) -> None:
+        """Find out what there is, finish a start that an earlier daemon began, tell all."""
+        holding = await self._look()
+        if holding.held is Held.LIVE_IMAGE or (holding.golden and holding.held is Held.NOTHING):
+            self._change(_S.SWAPPED_OUT, Tier.DISK, "recovered", check=False)
+            self._seen()
+            return
+        if holding.held is Held.NOTHING:
+            self._seen()
+            return
+        self._change(_S.STARTING, Tier.DEVICE, "recovered", check=False)
+        self._seen()
+        await self._bring_in("recovered", began=True)
+
+    def _seen(self) -> None:
+        assert self.holding is not None
+        self._tell.post(
+            EngineSeen(
+                engine=self.model.name,
+                state=self.state,
+                tier=self.tier,
+                footprint_bytes=self.footprint_bytes,
+                can_preempt=self._can_preempt(self.holding),
+            )
+        )
+
+    def _can_preempt(self, holding: Holding) -> bool:
+        return holding.can_dump and Tier.DISK in self.model.tiers
+
+    # -------------------------------------------------------------- moves
+
+    async def _bring_in(self, cause: str, *, began: bool = False) -> None:
+        trace, from_tier = Trace(), self.tier
+        holding = await self._look()
+        for way in ways_in(self.model, holding):
+            cold = way in {"cold", "adopt"}
+            if not began or way != "adopt":
+                self._change(_S.STARTING if cold else _S.SWAPPING_IN, self.tier, cause)
+            kind: Kind = "cold_start" if cold else "swap_in"
+            try:
+                await self._mover.enter(way, holding, trace)
+            except KeeperUnavailable:
+                raise
+            except SwapServeError as error:
+                self._ended_move(kind, way, from_tier, Tier.NONE, cause, trace, error)
+                if way == "cold":
+                    await self._failed_in(error)
+                    return
+                await self._way_failed(way, error)
+                trace, cause = Trace(), f"{way} failed"
+                continue
+            break
+        else:
+            raise AssertionError("a cold start is always the last way")
+        await self._came(way, kind, from_tier, cause, trace)
+
+    async def _way_failed(self, way: WayIn, error: SwapServeError) -> None:
+        """An image did not work: whoever was in it is told, then the next way is tried."""
+        self._tell.post(EngineExited(engine=self.model.name, error=error))
+        self._tell.engine_gone()
+        await self._mover.quarantine(way, error)
+
+    async def _came(
+        self, way: WayIn, kind: Kind, from_tier: Tier, cause: str, trace: Trace
+    ) -> None:
+        if way in {"cold", "golden"}:
+            self._cache.emptied()
+        if self.footprint_bytes is None:
+            with trace.phase("measure"):
+                self._journal.measured(self.model.name, await self._mover.measure())
+        self.error = None
+        self._tell.engine_back()
+        self._change(_S.READY, Tier.DEVICE, cause)
+        self._ended_move(kind, way, from_tier, Tier.DEVICE, cause, trace, None)
+        footprint = self.footprint_bytes or 0
+        self._tell.post(
+            EngineReady(engine=self.model.name, footprint_bytes=footprint, seconds=trace.seconds)
+        )
+        self._measure_in(FIRST_MEASURE_S)
+        await self._look()
+
+    async def _failed_in(self, error: SwapServeError) -> None:
+        self.error = str(error)
+        self._tell.engine_gone()
+        self._change(_S.FAILED, Tier.NONE, error.code)
+        self._tell.post(
+            TransitionFailed(
+                engine=self.model.name,
+                error=error,
+                state=_S.FAILED,
+                tier=Tier.NONE,
+                leases_lost=True,
+            )
+        )
+        await self._look()
+
+    async def _swap_out(self, order: Order) -> None:
+        trace = Trace()
+        self._change(_S.SWAPPING_OUT, self.tier, order.cause)
+        holding = await self._look()
+        way = way_out(
+            self.model,
+            holding,
+            in_flight=order.in_flight,
+            keep_cache=self._keeps_cache(),
+        )
+        try:
+            if holding.held is Held.RUNNING:
+                await self._mover.leave(way, trace)
+        except KeeperUnavailable:
+            raise
+        except SwapServeError as error:
+            await self._failed_out(error, way, order, trace)
+            return
+        if way == "live":
+            self._cache.dumped(trace.seconds)
+        else:
+            self._tell.engine_gone()
+        # It may have ended on its own just before.
+        tier = tier_after(way) if holding.held is Held.RUNNING else Tier.NONE
+        self._change(_S.SWAPPED_OUT, tier, order.cause)
+        self._ended_move("swap_out", way, Tier.DEVICE, tier, order.cause, trace, None)
+        self._tell.post(
+            EngineLeft(
+                engine=self.model.name,
+                tier=tier,
+                seconds=trace.seconds,
+                leases_lost=bool(order.in_flight) and way != "live",
+            )
+        )
+        await self._look()
+
+    def _keeps_cache(self) -> bool:
+        if self.model.keep_cache == "never" or not self._cache.tokens:
+            return False
+        if self.model.keep_cache == "always":
+            return True
+        return self._cache.worth_keeping(self.footprint_bytes or 0)
+
+    async def _failed_out(
+        self, error: SwapServeError, way: WayOut, order: Order, trace: Trace
+    ) -> None:
+        """Find out what a failed swap out left, and never guess that the memory is free."""
+        serves = await self._mover.still_serves()
+        broken = isinstance(error, CriuError) and error.killed
+        state, tier = (_S.READY, Tier.DEVICE) if serves else (_S.FAILED, Tier.NONE)
+        if not serves:
+            await self._mover.stop(Trace())
+        self.error = str(error)
+        if broken or not serves:
+            self._tell.engine_gone()
+        else:
+            self._tell.engine_back()
+        self._change(state, tier, error.code)
+        self._ended_move("swap_out", way, Tier.DEVICE, tier, order.cause, trace, error)
+        self._tell.post(
+            TransitionFailed(
+                engine=self.model.name,
+                error=error,
+                state=state,
+                tier=tier,
+                leases_lost=broken or not serves,
+            )
+        )
+        await self._look()
+
+    async def _stop(self, cause: str) -> None:
+        trace, from_tier = Trace(), self.tier
+        self._change(_S.STOPPING, self.tier, cause)
+        self._tell.engine_gone()
+        try:
+            await self._mover.stop(trace)
+        except KeeperUnavailable:
+            raise
+        except SwapServeError as error:
+            self.error = str(error)
+            self._change(_S.FAILED, self.tier, error.code)
+            self._ended_move("stop", "kill", from_tier, self.tier, cause, trace, error)
+            self._tell.post(
+                TransitionFailed(
+                    engine=self.model.name,
+                    error=error,
+                    state=_S.FAILED,
+                    tier=self.tier,
+                    leases_lost=True,
+                )
+            )
+            return
+        self._cache.emptied()
+        self._change(_S.STOPPED, Tier.NONE, cause)
+        self._ended_move("stop", "kill", from_tier, Tier.NONE, cause, trace, None)
+        self._tell.post(
+            EngineLeft(
+                engine=self.model.name, tier=Tier.NONE, seconds=trace.seconds, leases_lost=True
+            )
+        )
+        await self._look()
+
+    async def _ended(self, exited: Exited) -> None:
+        """The process ended on its own; a move under way has dealt with it already."""
+        if self.state not in {_S.READY, _S.DRAINING}:
+            return
+        holding = await self._look()
+        if holding.held is Held.RUNNING and holding.pid != exited.pid:
+            return  # old news: it has come back since
+        error = await self._mover.crashed(exited)
+        self.error = f"{error}\n{error.log_tail}"
+        self._tell.engine_gone()
+        self._change(_S.FAILED, Tier.NONE, error.code)
+        self._tell.post(EngineExited(engine=self.model.name, error=error))
+
+    # ------------------------------------------------------------ helpers
+
+    async def _look(self) -> Holding:
+        self.holding = await self._mover.holding()
+        return self.holding
+
+    def _measure_in(self, seconds: float) -> None:
+        if self._measure_timer is not None:
+            self._measure_timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._measure_timer = loop.call_later(seconds, self._inbox.put_nowait, _Measure())
+
+    async def _measure(self) -> None:
+        if self.state not in {_S.READY, _S.DRAINING}:
+            return
+        try:
+            footprint = await self._mover.measure()
+        except KeeperUnavailable:
+            raise
+        except SwapServeError as error:
+            log.debug("event=not_measured engine=%s error=%s", self.model.name, error)
+        else:
+            self._journal.measured(self.model.name, footprint)
+            self._tell.post(FootprintMeasured(engine=self.model.name, footprint_bytes=footprint))
+        self._measure_in(MEASURE_EVERY_S)
+
+    def _change(self, new: EngineState, tier: Tier, cause: str, *, check: bool = True) -> None:
+        old = self.state
+        if old is new and tier is self.tier:
+            return
+        if check and old is not new and new not in TRANSITIONS[old]:
+            raise IllegalTransition(self.model.name, old, new, cause)
+        self.state, self.tier, self.since = new, tier, _now()
+        log.info(
+            "event=engine_changed engine=%s from=%s to=%s tier=%s cause=%s",
+            self.model.name, old, new, tier, cause,
+        )  # fmt: skip
+        self._bus.publish(
+            EngineChanged(
+                at=self.since, engine=self.model.name, old=old, new=new, tier=tier, cause=cause
+            )
+        )
+
+    def _ended_move(
+        self,
+        kind: Kind,
+        mechanism: str,
+        from_tier: Tier,
+        to_tier: Tier,
+        cause: str,
+        trace: Trace,
+        error: SwapServeError | None,
+    ) -> None:
+        summary = SwapSummary(
+            kind=kind,
+            mechanism=mechanism,
+            from_tier=from_tier,
+            to_tier=to_tier,
+            cause=cause,
+            seconds=trace.seconds,
+            phases=dict(trace.phases),
+            unaccounted_s=trace.unaccounted_s,
+            bytes=trace.bytes,
+            finished_at=_now(),
+            error=str(error) if error else None,
+        )
+        self.last_swap = summary
+        log.info(
+            "event=swap_ended engine=%s kind=%s mechanism=%s seconds=%.3f bytes=%d error=%s",
+            self.model.name, kind, mechanism, summary.seconds, summary.bytes,
+            error.code if error else "-",
+        )  # fmt: skip
+        self._bus.publish(
+            SwapEnded(at=summary.finished_at, engine=self.model.name, summary=summary)
+        )
+
+    def notice(self, message: str) -> None:
+        """Tell operators something that changes no state."""
+        log.warning("event=notice engine=%s message=%s", self.model.name, message)
+        self._bus.publish(Notice(at=_now(), engine=self.model.name, message=message))
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()

@@ -1,0 +1,283 @@
+"""Carry a way in or out of one engine out, step by step, with the keeper's verbs.
+
+Nothing here knows of scheduling or of states; `lifecycle.actor` does.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from swapserve.config.schema import ImagesConfig, ModelConfig
+from swapserve.engines.base import Adapter, Canary
+from swapserve.errors import (
+    CanaryFailed,
+    EngineCrashed,
+    EngineError,
+    KeeperUnavailable,
+    StartFailed,
+    SwapServeError,
+)
+from swapserve.keeper.client import KeeperClient
+from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind, VerbReport
+from swapserve.swap.plan import WayIn, WayOut, makes_golden
+
+HEALTH_POLL_S = 0.05
+PROBE_POLL_S = 0.01
+RESTORED_TIMEOUT_S = 60.0
+"""How long a restored engine may take to answer its first probe."""
+LOG_TAIL_LINES = 25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Trace:
+    """Seconds by phase of the move under way; the keeper's phases are taken apart."""
+
+    started: float = field(default_factory=time.monotonic)
+    phases: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Account the block's time to a phase."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._add(name, time.monotonic() - begun)
+
+    async def verb(self, name: str, work: Awaitable[VerbReport]) -> VerbReport:
+        """Await a keeper's verb; its own phases and the rest of its time become phases here."""
+        begun = time.monotonic()
+        report = await work
+        for phase, seconds in report.phases.items():
+            self._add(phase if phase == name else f"{name}.{phase}", seconds)
+        self._add(f"{name}.keeper", time.monotonic() - begun - sum(report.phases.values()))
+        self.bytes += report.bytes
+        return report
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.phases[name] = self.phases.get(name, 0.0) + seconds
+
+    @property
+    def seconds(self) -> float:
+        """Time since the move began."""
+        return time.monotonic() - self.started
+
+    @property
+    def unaccounted_s(self) -> float:
+        """Seconds that no phase explains."""
+        return self.seconds - sum(self.phases.values())
+
+
+class Mover:
+    """The moves of one engine. `notice` is told what an operator should know."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        images: ImagesConfig,
+        keeper: KeeperClient,
+        adapter: Adapter,
+        *,
+        close_idle: Callable[[], Awaitable[None]],
+        notice: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self._images = images
+        self._keeper = keeper
+        self._adapter = adapter
+        self._close_idle = close_idle
+        self._notice = notice
+        self._exit: Exited | None = None
+        self._exit_seen = asyncio.Event()
+
+    def exited(self, exited: Exited) -> None:
+        """Note that the engine's process ended on its own."""
+        self._exit = exited
+        self._exit_seen.set()
+
+    async def holding(self) -> Holding:
+        """Ask the keeper what there is of the engine, after the verb under way."""
+        return await self._keeper.holding(self._model.name, settled=True)
+
+    # ----------------------------------------------------------------- in
+
+    async def enter(self, way: WayIn, holding: Holding, trace: Trace) -> None:
+        """Bring the engine in that way, up to where it can answer requests.
+
+        Raises:
+            SwapServeError: it did not come; nothing of it runs.
+
+        Cancellation: the keeper goes on with the verb under way, for the next daemon to find.
+        """
+        self._exit = None
+        self._exit_seen.clear()
+        try:
+            match way:
+                case "adopt":
+                    await self._adopt(holding, trace)
+                case "cold":
+                    await self._cold(holding, trace)
+                case "live" | "golden":
+                    await self._restored(way, holding, trace)
+        except KeeperUnavailable:
+            raise
+        except SwapServeError:
+            await self._clear()
+            raise
+
+    async def _adopt(self, holding: Holding, trace: Trace) -> None:
+        name = self._model.name
+        if holding.held is Held.FROZEN:
+            await trace.verb("thaw", self._keeper.thaw(name))
+        with trace.phase("health"):
+            await self._healthy(holding, self._start_timeout_s(), HEALTH_POLL_S)
+
+    async def _cold(self, holding: Holding, trace: Trace) -> None:
+        name = self._model.name
+        await trace.verb("spawn", self._keeper.spawn(name))
+        with trace.phase("health"):
+            await self._healthy(holding, self._start_timeout_s(), HEALTH_POLL_S)
+        with trace.phase("warm_up"):
+            canary = await self._warm_up(holding)
+        if not makes_golden(self._model, holding):
+            return
+        record = canary.as_json() if canary else None
+        try:
+            await trace.verb("golden", self._keeper.dump(name, "golden", record))
+        except KeeperUnavailable:
+            raise
+        except SwapServeError as error:
+            # Worth a cold start next time, not worth this one. The probe tells whether the
+            # attempt harmed the engine.
+            self._notice(f"no golden image: {error}")
+        with trace.phase("probe"):
+            await self._healthy(holding, RESTORED_TIMEOUT_S, PROBE_POLL_S)
+
+    async def _restored(self, way: WayIn, holding: Holding, trace: Trace) -> None:
+        name = self._model.name
+        kind: ImageKind = "live" if way == "live" else "golden"
+        await trace.verb("restore", self._keeper.restore(name, kind))
+        with trace.phase("probe"):
+            await self._healthy(holding, RESTORED_TIMEOUT_S, PROBE_POLL_S)
+        if way == "golden" and self._check_canary(holding):
+            with trace.phase("canary"):
+                await self._canary(holding)
+
+    def _check_canary(self, holding: Holding) -> bool:
+        if holding.canary is None:
+            return False
+        return not holding.canary_passed or random.random() < self._images.canary_rate  # noqa: S311
+
+    async def _canary(self, holding: Holding) -> None:
+        assert holding.canary is not None
+        now = await self._warm_up(holding)
+        if now is None:
+            raise CanaryFailed(self._model.name, "canary", "it no longer generates text")
+        Canary.from_json(holding.canary).check(self._model.name, now)
+        if not holding.canary_passed:
+            await self._keeper.canary_passed(self._model.name)
+
+    async def quarantine(self, way: WayIn, error: SwapServeError) -> None:
+        """Drop an image that did not restore to what it was made of."""
+        if way == "golden":
+            self._notice(f"golden image dropped: {error}")
+            await self._keeper.drop_image(self._model.name, "golden")
+
+    async def _warm_up(self, holding: Holding) -> Canary | None:
+        assert holding.address is not None
+        try:
+            return await self._adapter.warm_up(holding.address)
+        except EngineError as error:
+            raise await self._start_failed(str(error)) from error
+
+    async def _healthy(self, holding: Holding, timeout_s: float, poll_s: float) -> None:
+        """Wait until the engine answers its probe.
+
+        Raises:
+            StartFailed: it ended, or did not become healthy in time; has the end of its log.
+        """
+        assert holding.address is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not await self._adapter.healthy(holding.address):
+                    if self._exit is not None:
+                        break
+                    await self._pause(poll_s)
+                else:
+                    return
+        except TimeoutError:
+            raise await self._start_failed(f"not healthy within {timeout_s:g} s") from None
+        raise await self._start_failed(f"its process ended ({self._exit.status})")
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the process."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._exit_seen.wait()
+        except TimeoutError:
+            return
+
+    async def _start_failed(self, reason: str) -> StartFailed:
+        tail = await self._keeper.log_tail(self._model.name, LOG_TAIL_LINES)
+        return StartFailed(self._model.name, reason, tail)
+
+    def _start_timeout_s(self) -> float:
+        own = self._model.start_timeout_s
+        return self._model.recipe.start_timeout_s if own is None else own
+
+    async def _clear(self) -> None:
+        """End whatever a failed move left running, so that its memory is free."""
+        try:
+            await self._keeper.stop(self._model.name, 0.0)
+        except SwapServeError as error:
+            log.warning("event=not_cleared engine=%s error=%s", self._model.name, error)
+
+    # ---------------------------------------------------------------- out
+
+    async def leave(self, way: WayOut, trace: Trace) -> None:
+        """Move the engine off its device that way.
+
+        Raises:
+            SwapServeError: it could not; `still_serves` tells what that means for it.
+        """
+        name = self._model.name
+        with trace.phase("close_idle"):
+            await self._close_idle()
+        match way:
+            case "live":
+                await trace.verb("dump", self._keeper.dump(name, "live"))
+            case "discard":
+                await trace.verb("discard", self._keeper.discard(name))
+            case "kill":
+                await trace.verb("stop", self._keeper.stop(name, self._stop_grace_s()))
+
+    async def still_serves(self) -> bool:
+        """Whether the engine answers after a move out that failed."""
+        holding = await self.holding()
+        if holding.held is not Held.RUNNING or holding.address is None:
+            return False
+        return await self._adapter.healthy(holding.address)
+
+    async def stop(self, trace: Trace) -> None:
+        """End the engine for good (images of an idle engine stay)."""
+        await trace.verb("stop", self._keeper.stop(self._model.name, self._stop_grace_s()))
+
+    async def crashed(self, exited: Exited) -> EngineCrashed:
+        """Describe an end that nobody asked for."""
+        tail = await self._keeper.log_tail(self._model.name, LOG_TAIL_LINES)
+        return EngineCrashed(self._model.name, exited.status, tail)
+
+    async def measure(self) -> int:
+        """Return the bytes it takes now."""
+        return await self._keeper.measure(self._model.name)
+
+    def _stop_grace_s(self) -> float:
+        own = self._model.stop_grace_s
+        return self._model.recipe.stop_grace_s if own is None else own

@@ -1,0 +1,51 @@
+"""Choose the way an engine comes in or leaves. Pure."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from swapserve.config.schema import ModelConfig
+from swapserve.keeper.protocol import Held, Holding
+from swapserve.states import Tier
+
+WayIn = Literal["adopt", "live", "golden", "cold"]
+WayOut = Literal["live", "discard", "kill"]
+
+
+def ways_in(model: ModelConfig, holding: Holding) -> Sequence[WayIn]:
+    """Return the ways in, the best first; each later one is for when those before it failed.
+
+    `adopt`: its process is there. `live`: the image of a running engine, used once. `golden`: the
+    image of a warmed, idle engine. `cold`: a start from nothing.
+    """
+    if holding.held in {Held.RUNNING, Held.FROZEN}:
+        return ("adopt", "cold")
+    ways: list[WayIn] = []
+    if holding.held is Held.LIVE_IMAGE:
+        ways.append("live")
+    if holding.golden and model.golden:
+        ways.append("golden")
+    return (*ways, "cold")
+
+
+def way_out(model: ModelConfig, holding: Holding, *, in_flight: int, keep_cache: bool) -> WayOut:
+    """Return the way out.
+
+    `live`: dump everything, requests in flight and cache included. `discard`: kill it, because
+    its golden image is as good. `kill`: nothing of it can be kept, it will start cold.
+    """
+    disk = holding.can_dump and Tier.DISK in model.tiers
+    if in_flight or keep_cache:
+        return "live" if disk else "kill"
+    if holding.golden and model.golden and disk:
+        return "discard"
+    return "live" if disk else "kill"
+
+
+def tier_after(way: WayOut) -> Tier:
+    """Return where the engine's state rests after leaving that way."""
+    return Tier.NONE if way == "kill" else Tier.DISK
+
+
+def makes_golden(model: ModelConfig, holding: Holding) -> bool:
+    """Whether a cold start shall end with a golden image."""
+    return model.golden and holding.can_dump and Tier.DISK in model.tiers and not holding.golden
