@@ -114,7 +114,7 @@ class World:
         """Every footprint was known and none was exceeded, so use can be checked from outside."""
         self.dead: set[EngineName] = set()
         """Engines whose process exited during the transition under way."""
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
         if see:
             for spec in specs:
                 self.see(spec.name, can_preempt=can_preempt)
@@ -151,11 +151,14 @@ class World:
         )
 
     def request(self, name: str) -> LeaseId:
-        lease = LeaseId(f"{name}-{next(self._numbers)}")
+        lease = LeaseId(f"{name}-{next(self.numbers)}")
+        self.request_as(lease, name)
+        return lease
+
+    def request_as(self, lease: LeaseId, name: str) -> None:
         self.leases[lease] = LeaseRecord(EngineName(name), L.WAITING, self.now)
         self.live.add(lease)
         self.send(LeaseRequested(lease=lease, engine=EngineName(name)))
-        return lease
 
     def end(self, lease: LeaseId) -> list[Effect]:
         self.leases[lease].state = L.ENDED
@@ -218,7 +221,7 @@ class World:
         return self.send(FootprintMeasured(engine=EngineName(name), footprint_bytes=footprint))
 
     def command(self, verb: Verb, name: str) -> CommandId:
-        command = CommandId(f"c{next(self._numbers)}")
+        command = CommandId(f"c{next(self.numbers)}")
         self.asked.add(command)
         if verb in {"pin", "unpin"}:
             self.pinned[EngineName(name)] = verb == "pin"
@@ -297,7 +300,7 @@ class World:
         self, effect: GrantLease | RefuseLease | SuspendLease | ResumeLease | LoseLease
     ) -> None:
         lease = self.leases[effect.lease]
-        where = self.states[lease.engine]
+        where = self.states.get(lease.engine)
         legal, after = {
             GrantLease: ({L.WAITING}, L.ACTIVE),
             RefuseLease: ({L.WAITING}, L.ENDED),
@@ -329,7 +332,7 @@ class World:
             case StopEngine():
                 new = S.STOPPING
                 assert not self.on(name, L.ACTIVE, L.SUSPENDED), "stopped under its requests"
-            case Drain():
+            case _:
                 new = S.DRAINING if effect.on else S.READY
         assert new in TRANSITIONS[old], f"{effect} while the engine is {old}"
         assert name not in self.pending, f"{effect} during {self.pending[name]}"
