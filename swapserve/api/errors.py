@@ -50,6 +50,7 @@ TABLE: dict[type[SwapServeError], Shown] = {
     errors.KeeperUnavailable: Shown(503, _UNAVAILABLE, 5),
     errors.CommandError: Shown(500, _SERVER),
     errors.CommandTimeout: Shown(504, _SERVER),
+    errors.DownloadError: Shown(503, _UNAVAILABLE, 30),
     errors.IllegalTransition: Shown(500, _SERVER),
 }
 

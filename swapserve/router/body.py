@@ -6,13 +6,14 @@ deeper down, in a string or behind an escape, is never taken for the real one.
 
 import json
 import re
+import zlib
 from dataclasses import dataclass
 
 from swapserve.errors import InvalidRequest
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
-PREFIX_BYTES = 512
+PREFIX_CHARS = 4096
 FIELDS = frozenset({"model", "stream", "temperature", "seed"})
 
 
@@ -36,8 +37,7 @@ class RequestBody:
         self._raw = raw
         try:
             text = raw.decode("utf-8")
-            # Only these are kept: a body may hold megabytes of images.
-            self._members = [(key, found) for key, found in _walk(text) if key in FIELDS]
+            members = _walk(text)
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"The request body is not UTF-8 (byte {error.start}).") from error
         except json.JSONDecodeError as error:
@@ -45,8 +45,10 @@ class RequestBody:
         except RecursionError as error:
             raise InvalidRequest("The request body is nested too deeply.") from error
         self.size = len(raw)
-        self.prefix = hash(raw[:PREFIX_BYTES])
-        """Tells the turns of one conversation from those of others."""
+        # Only these are kept: a body may hold megabytes of images.
+        self._members = [(key, found) for key, found in members if key in FIELDS]
+        self.prefix = _prefix(members)
+        """Hash of how the conversation or prompt begins; a chat's next turn has the same."""
         self.model = self._model()
         self.stream = self._stream()
         self.samples = self._samples()
@@ -98,6 +100,17 @@ class RequestBody:
         if isinstance(seed, bool) or not isinstance(seed, int | None):
             raise InvalidRequest("The field 'seed' must be an integer.", param="seed")
         return seed is None and (temperature is None or temperature > 0)
+
+
+def _prefix(members: list[tuple[str, Member]]) -> int:
+    given = {key: found.value for key, found in members if key in {"messages", "prompt", "input"}}
+    messages = given.pop("messages", None)
+    opening: list[object] = list(given.values())
+    for message in messages if isinstance(messages, list) else ():
+        opening.append(message)
+        if isinstance(message, dict) and message.get("role") == "user":
+            break  # what follows is new in each turn
+    return zlib.crc32("".join(json.dumps(one)[:PREFIX_CHARS] for one in opening).encode())
 
 
 def _walk(text: str) -> list[tuple[str, Member]]:

@@ -106,3 +106,20 @@ def test_a_body_that_cannot_be_understood_says_what_is_wrong(raw: bytes, says: s
     with pytest.raises(InvalidRequest) as caught:
         RequestBody(raw)
     assert says in str(caught.value)
+
+
+def test_turns_of_one_chat_share_a_prefix_and_other_chats_do_not() -> None:
+    def prefix(*messages: tuple[str, str]) -> int:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        return RequestBody(json.dumps({"model": "m", "messages": turns}).encode()).prefix
+
+    system = ("system", "be kind")
+    first = prefix(system, ("user", "hi"))
+    assert prefix(system, ("user", "hi"), ("assistant", "hello"), ("user", "why")) == first
+    assert prefix(system, ("user", "ho")) != first
+
+
+def test_prompts_have_prefixes_whatever_their_type() -> None:
+    bodies = [b'"x"', b'["x", "y"]', b"[1, 2]", b"null"]
+    found = {RequestBody(b'{"model": "m", "prompt": ' + one + b"}").prefix for one in bodies}
+    assert len(found) == len(bodies)
