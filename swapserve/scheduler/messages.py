@@ -68,7 +68,7 @@ class EngineLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransitionFailed:
-    """A transition ended badly. `holds_device` says whether bytes may still be in use there."""
+    """A transition ended badly. `tier` DEVICE: bytes may still be in use there."""
 
     engine: EngineName
     error: SwapServeError
@@ -79,7 +79,10 @@ class TransitionFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineExited:
-    """The process ended without being asked to; device bytes are free."""
+    """The process ended without being asked to; device bytes are free.
+
+    In the middle of a transition it does not replace the transition's own answer.
+    """
 
     engine: EngineName
     error: SwapServeError

@@ -106,7 +106,7 @@ class World:
         self.pinned = {spec.name: spec.pin for spec in specs}
         self.pending: dict[EngineName, BringIn | SwapOut | StopEngine] = {}
         self.leases: dict[LeaseId, LeaseRecord] = {}
-        self.live: set[LeaseId] = set()
+        self.live: dict[LeaseId, None] = {}
         self.outcomes: dict[CommandId, SwapServeError | None] = {}
         self.asked: set[CommandId] = set()
         self.log: list[Effect] = []
@@ -157,12 +157,12 @@ class World:
 
     def request_as(self, lease: LeaseId, name: str) -> None:
         self.leases[lease] = LeaseRecord(EngineName(name), L.WAITING, self.now)
-        self.live.add(lease)
+        self.live[lease] = None
         self.send(LeaseRequested(lease=lease, engine=EngineName(name)))
 
     def end(self, lease: LeaseId) -> list[Effect]:
         self.leases[lease].state = L.ENDED
-        self.live.remove(lease)
+        del self.live[lease]
         return self.send(LeaseEnded(lease=lease))
 
     def ready(self, name: str, footprint: int | None = None) -> list[Effect]:
@@ -313,7 +313,7 @@ class World:
             assert where is S.READY, f"{effect} while the engine is {where}"
         if isinstance(effect, RefuseLease | LoseLease):
             lease.error = effect.error
-            self.live.remove(effect.lease)
+            del self.live[effect.lease]
         lease.state = after
         lease.since = self.now
 

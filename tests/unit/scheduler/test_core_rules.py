@@ -487,3 +487,73 @@ def test_an_outcome_that_answers_nothing_is_a_bug_and_raises() -> None:
         world.core.handle(
             EngineReady(engine=EngineName("a"), footprint_bytes=1, seconds=0.0), world.now
         )
+
+
+def test_bytes_that_leave_for_one_are_not_counted_on_by_the_next() -> None:
+    world = World(*(engine(name, 10) for name in "abcd"), capacity=20)
+    resident(world, "a")
+    world.advance(1.0)
+    resident(world, "b")
+    world.request("c")
+    world.request("d")
+    assert world.of(SwapOut) == ["a", "b"]
+
+
+def test_the_end_of_the_last_caller_lets_an_over_age_waiter_in_at_once() -> None:
+    world = World(engine("a"), engine("b"), quantum=500.0)
+    caller = world.request("a")
+    world.settle()
+    other = world.request("a")
+    world.request("b")
+    world.advance(100.0)
+    assert world.of(SwapOut) == []
+    world.end(caller)
+    assert world.of(SwapOut) == ["a"]
+    assert world.state(other) is L.SUSPENDED
+
+
+def test_a_wish_that_nothing_can_help_now_does_not_block_younger_ones() -> None:
+    world = World(engine("x", 5), engine("y", 5), engine("big", 10), engine("small", 5))
+    resident(world, "x")
+    world.advance(1.0)
+    resident(world, "y")
+    first = world.request("small")
+    world.fail("x", S.READY, Tier.DEVICE)  # y goes instead, x may not be asked for a while
+    world.end(first)
+    world.settle()
+    resident(world, "y")
+    world.request("big")
+    assert world.transitions()[-1] == "in y"
+    younger = world.request("small")
+    world.settle()
+    assert world.state(younger) is L.ACTIVE
+
+
+def test_engines_found_resident_serve_at_once_and_unknown_ones_take_what_is_left() -> None:
+    world = World(engine("a", None), engine("b", None), engine("c", 4), see=False)
+    world.see("a", S.READY, Tier.DEVICE)
+    lease = world.request("a")
+    assert world.state(lease) is L.ACTIVE
+    world.see("b", S.READY, Tier.DEVICE, 5)
+    world.see("c")
+    account = world.core.devices()[world.devices[0].name]
+    assert (account.committed_bytes, account.excess_bytes) == (10, 0)
+    world.measure("a", 1)
+    world.request("c")
+    assert world.transitions() == ["in c"]
+
+
+def test_an_engine_that_grew_beyond_its_device_still_gets_its_suspended_leases_back() -> None:
+    world = World(engine("a", 6), engine("b", 6))
+    stream = world.request("a")
+    world.settle()
+    world.measure("a", 12)
+    other = world.request("b")
+    world.advance(10.0)
+    world.left("a")
+    assert world.state(stream) is L.SUSPENDED
+    assert isinstance(world.error(world.request("a")), CapacityError)
+    world.settle()
+    world.end(other)
+    world.settle()
+    assert world.state(stream) is L.ACTIVE
