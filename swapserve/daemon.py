@@ -26,25 +26,25 @@ from swapserve.api.errors import explain
 from swapserve.config.load import load
 from swapserve.config.schema import Config, ModelConfig
 from swapserve.engines.base import adapter_for
-from swapserve.errors import ConfigError, KeeperError, SwapServeError
+from swapserve.errors import ConfigError, EngineUnavailable, KeeperError, SwapServeError
 from swapserve.events import Bus, BusEvent, RequestEnded
 from swapserve.ids import DeviceName, EngineName
 from swapserve.keeper.client import KeeperClient, ensure
 from swapserve.keeper.protocol import Exited
 from swapserve.lifecycle.actor import Callbacks, EngineActor, Order
 from swapserve.lifecycle.journal import Journal
-from swapserve.metrics import Metrics
-from swapserve.router.admission import Admission, Place
-from swapserve.router.proxy import Proxy
-from swapserve.router.resolve import Directory
-from swapserve.scheduler.core import Core
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     DeviceSpec,
     EngineSpec,
     Event,
     PolicySpec,
     ShutdownAsked,
 )
+from swapserve.metrics import Metrics
+from swapserve.router.admission import Admission, Place
+from swapserve.router.proxy import Proxy
+from swapserve.router.resolve import Directory
+from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
 from swapserve.status import DeviceStatus, EngineStatus, Status
 from swapserve.swap.moves import Mover
@@ -211,13 +211,13 @@ class Daemon:
             actor.exited(exited)
 
     def _learn(self, event: BusEvent) -> None:
-        if isinstance(event, RequestEnded):
+        if isinstance(event, RequestEnded) and event.outcome == "ok":
             self._actors[EngineName(event.engine)].request_ended(event)
 
     def _place(self, engine: EngineName) -> Place:
         actor = self._actors[engine]
-        assert actor.holding is not None
-        assert actor.holding.address is not None
+        if actor.holding is None or actor.holding.address is None:
+            raise EngineUnavailable(engine, f"'{engine}' has no address now.")
         host, _, port = actor.holding.address.rpartition(":")
         return Place(
             host=host,
@@ -383,7 +383,7 @@ def main(config_path: Path) -> int:
         asyncio.run(_serve(config))
     except* (SwapServeError, OSError) as group:
         for leaf in _leaves(group):
-            log.error("event=daemon_failed error=%s", leaf)
+            log.error("event=daemon_failed error=%s", leaf)  # noqa: TRY400 - the message says it
         status = FAILED
     else:
         status = 0

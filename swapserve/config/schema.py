@@ -124,7 +124,7 @@ class SchedulingConfig:
 
     busy: BusyPolicy = "preempt"
     """What happens to a busy victim: swapped out in mid-request, or waited for."""
-    quantum_s: float = 10.0
+    quantum_s: Annotated[float, Yaml(low=0.1)] = 10.0
     """Least time a busy engine runs before it may be preempted."""
     max_wait_s: float = 30.0
     """A waiter older than this overrides quantum and drain."""

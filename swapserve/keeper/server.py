@@ -36,7 +36,8 @@ from swapserve.errors import (
 from swapserve.ids import EngineName
 from swapserve.keeper import network, record
 from swapserve.keeper.context import Context
-from swapserve.keeper.engine import HeldEngine, new_record
+from swapserve.keeper.engine import HeldEngine
+from swapserve.keeper.place import new_record
 from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, VerbReport
 from swapserve.system import linux
 
@@ -108,9 +109,9 @@ class Keeper:
                 model, self._context, old, start_watch=self._start, exited=self._announce
             )
             self._engines[name] = engine
-            await engine.recover()
+            engine.recover()
         if self._context.can_sandbox:
-            keep = {net.name for held in self._engines.values() if (net := held.network)}
+            keep = {net.name for held in self._engines.values() if (net := held.place.network)}
             for orphan in await network.sweep(self._context.tag, keep):
                 log.info("event=swept namespace=%s", orphan)
 
@@ -252,7 +253,7 @@ async def _measure(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _log_tail(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
-    return {"text": await asyncio.to_thread(engine.log_tail, int(request["lines"]))}
+    return {"text": await asyncio.to_thread(engine.place.log_tail, int(request["lines"]))}
 
 
 async def _canary_passed(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ event on the bus and one line in the log. An order runs to its end whoever gave 
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -20,9 +20,9 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.events import Bus, EngineChanged, Notice, RequestEnded, SwapEnded
-from swapserve.keeper.protocol import Exited, Held, Holding
+from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
 from swapserve.lifecycle.journal import Journal
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     EngineExited,
     EngineLeft,
     EngineReady,
@@ -34,8 +34,9 @@ from swapserve.scheduler.messages import (
 from swapserve.states import TRANSITIONS, EngineState, Tier
 from swapserve.status import SwapSummary
 from swapserve.swap.cache import CacheValue
-from swapserve.swap.moves import Mover, Trace
-from swapserve.swap.plan import WayIn, WayOut, tier_after, way_out, ways_in
+from swapserve.swap.moves import Mover
+from swapserve.swap.plan import WayIn, tier_after, way_out, ways_in
+from swapserve.swap.trace import Move, Trace
 
 FIRST_MEASURE_S = 3.0
 MEASURE_EVERY_S = 30.0
@@ -44,7 +45,6 @@ MEASURE_EVERY_S = 30.0
 log = logging.getLogger(__name__)
 
 _S = EngineState
-Kind = Literal["cold_start", "swap_in", "swap_out", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +114,12 @@ class EngineActor:
         self._inbox.put_nowait(exited)
 
     def request_ended(self, event: RequestEnded) -> None:
-        """Learn from a finished request what the engine's cache is worth."""
+        """Learn from a finished request what the engine's cache is worth.
+
+        Only a stream's first byte tells the time of the prefill.
+        """
         prefill_s = None
-        if event.ttft_s is not None and not event.suspensions:
+        if event.stream and event.ttft_s is not None and not event.suspensions:
             prefill_s = max(0.0, event.ttft_s - event.queue_s)
         self._cache.served(
             bytes_in=event.bytes_in,
@@ -169,46 +172,39 @@ class EngineActor:
         await self._bring_in("recovered", began=True)
 
     def _seen(self) -> None:
-        assert self.holding is not None
         self._tell.post(
             EngineSeen(
                 engine=self.model.name,
                 state=self.state,
                 tier=self.tier,
                 footprint_bytes=self.footprint_bytes,
-                can_preempt=self._can_preempt(self.holding),
+                can_preempt=self._known().can_dump and Tier.DISK in self.model.tiers,
             )
         )
-
-    def _can_preempt(self, holding: Holding) -> bool:
-        return holding.can_dump and Tier.DISK in self.model.tiers
 
     # -------------------------------------------------------------- moves
 
     async def _bring_in(self, cause: str, *, began: bool = False) -> None:
-        trace, from_tier = Trace(), self.tier
-        holding = await self._look()
+        from_tier, holding = self.tier, self._known()
         for way in ways_in(self.model, holding):
             cold = way in {"cold", "adopt"}
-            if not began or way != "adopt":
+            move = Move("cold_start" if cold else "swap_in", way, from_tier, cause)
+            if not (began and way == "adopt"):
                 self._change(_S.STARTING if cold else _S.SWAPPING_IN, self.tier, cause)
-            kind: Kind = "cold_start" if cold else "swap_in"
             try:
-                await self._mover.enter(way, holding, trace)
+                await self._mover.enter(way, holding, move.trace)
             except KeeperUnavailable:
                 raise
             except SwapServeError as error:
-                self._ended_move(kind, way, from_tier, Tier.NONE, cause, trace, error)
+                self._ended_move(move, Tier.NONE, error)
                 if way == "cold":
                     await self._failed_in(error)
                     return
                 await self._way_failed(way, error)
-                trace, cause = Trace(), f"{way} failed"
-                continue
-            break
-        else:
-            raise AssertionError("a cold start is always the last way")
-        await self._came(way, kind, from_tier, cause, trace)
+                cause = f"{way} failed"
+            else:
+                await self._came(way, move)
+                return
 
     async def _way_failed(self, way: WayIn, error: SwapServeError) -> None:
         """An image did not work: whoever was in it is told, then the next way is tried."""
@@ -216,75 +212,66 @@ class EngineActor:
         self._tell.engine_gone()
         await self._mover.quarantine(way, error)
 
-    async def _came(
-        self, way: WayIn, kind: Kind, from_tier: Tier, cause: str, trace: Trace
-    ) -> None:
+    async def _came(self, way: WayIn, move: Move) -> None:
         if way in {"cold", "golden"}:
             self._cache.emptied()
         if self.footprint_bytes is None:
-            with trace.phase("measure"):
+            with move.trace.phase("measure"):
                 self._journal.measured(self.model.name, await self._mover.measure())
+        # Asking the keeper again would stand in the way of the first token; it is done below.
+        image: ImageKind | None = "golden" if way == "golden" else None
+        image = "live" if way == "live" else image
+        self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image)
         self.error = None
         self._tell.engine_back()
-        self._change(_S.READY, Tier.DEVICE, cause)
-        self._ended_move(kind, way, from_tier, Tier.DEVICE, cause, trace, None)
-        footprint = self.footprint_bytes or 0
+        self._change(_S.READY, Tier.DEVICE, move.cause)
+        self._ended_move(move, Tier.DEVICE)
         self._tell.post(
-            EngineReady(engine=self.model.name, footprint_bytes=footprint, seconds=trace.seconds)
-        )
-        self._measure_in(FIRST_MEASURE_S)
-        await self._look()
-
-    async def _failed_in(self, error: SwapServeError) -> None:
-        self.error = str(error)
-        self._tell.engine_gone()
-        self._change(_S.FAILED, Tier.NONE, error.code)
-        self._tell.post(
-            TransitionFailed(
+            EngineReady(
                 engine=self.model.name,
-                error=error,
-                state=_S.FAILED,
-                tier=Tier.NONE,
-                leases_lost=True,
+                footprint_bytes=self.footprint_bytes or 0,
+                seconds=move.trace.seconds,
             )
         )
         await self._look()
+        self._measure_in(FIRST_MEASURE_S)
+
+    async def _failed_in(self, error: SwapServeError) -> None:
+        self._tell.engine_gone()
+        self._fail(error, _S.FAILED, Tier.NONE, leases_lost=True)
+        await self._look()
 
     async def _swap_out(self, order: Order) -> None:
-        trace = Trace()
         self._change(_S.SWAPPING_OUT, self.tier, order.cause)
-        holding = await self._look()
-        way = way_out(
-            self.model,
-            holding,
-            in_flight=order.in_flight,
-            keep_cache=self._keeps_cache(),
-        )
+        keep_cache = self._keeps_cache()
+        way = way_out(self.model, self._known(), in_flight=order.in_flight, keep_cache=keep_cache)
+        move = Move("swap_out", way, Tier.DEVICE, order.cause)
         try:
-            if holding.held is Held.RUNNING:
-                await self._mover.leave(way, trace)
+            await self._mover.leave(way, move.trace)
         except KeeperUnavailable:
             raise
         except SwapServeError as error:
-            await self._failed_out(error, way, order, trace)
+            await self._failed_out(error, move)
             return
         if way == "live":
-            self._cache.dumped(trace.seconds)
+            self._cache.dumped(move.trace.seconds)
         else:
             self._tell.engine_gone()
-        # It may have ended on its own just before.
-        tier = tier_after(way) if holding.held is Held.RUNNING else Tier.NONE
+        tier = tier_after(way)
         self._change(_S.SWAPPED_OUT, tier, order.cause)
-        self._ended_move("swap_out", way, Tier.DEVICE, tier, order.cause, trace, None)
+        self._ended_move(move, tier)
+        self._left(tier, move, leases_lost=bool(order.in_flight) and way != "live")
+        await self._look()
+
+    def _left(self, tier: Tier, move: Move, *, leases_lost: bool) -> None:
         self._tell.post(
             EngineLeft(
                 engine=self.model.name,
                 tier=tier,
-                seconds=trace.seconds,
-                leases_lost=bool(order.in_flight) and way != "live",
+                seconds=move.trace.seconds,
+                leases_lost=leases_lost,
             )
         )
-        await self._look()
 
     def _keeps_cache(self) -> bool:
         if self.model.keep_cache == "never" or not self._cache.tokens:
@@ -293,63 +280,54 @@ class EngineActor:
             return True
         return self._cache.worth_keeping(self.footprint_bytes or 0)
 
-    async def _failed_out(
-        self, error: SwapServeError, way: WayOut, order: Order, trace: Trace
-    ) -> None:
+    async def _failed_out(self, error: SwapServeError, move: Move) -> None:
         """Find out what a failed swap out left, and never guess that the memory is free."""
         serves = await self._mover.still_serves()
-        broken = isinstance(error, CriuError) and error.killed
-        state, tier = (_S.READY, Tier.DEVICE) if serves else (_S.FAILED, Tier.NONE)
         if not serves:
             await self._mover.stop(Trace())
-        self.error = str(error)
-        if broken or not serves:
+        # A CRIU that was killed cannot put the connections back that it had locked.
+        lost = not serves or (isinstance(error, CriuError) and error.killed)
+        if lost:
             self._tell.engine_gone()
         else:
             self._tell.engine_back()
+        state, tier = (_S.READY, Tier.DEVICE) if serves else (_S.FAILED, Tier.NONE)
+        self._fail(error, state, tier, leases_lost=lost)
+        self._ended_move(move, tier, error)
+        await self._look()
+
+    def _fail(
+        self, error: SwapServeError, state: EngineState, tier: Tier, *, leases_lost: bool
+    ) -> None:
+        self.error = str(error)
         self._change(state, tier, error.code)
-        self._ended_move("swap_out", way, Tier.DEVICE, tier, order.cause, trace, error)
         self._tell.post(
             TransitionFailed(
                 engine=self.model.name,
                 error=error,
                 state=state,
                 tier=tier,
-                leases_lost=broken or not serves,
+                leases_lost=leases_lost,
             )
         )
-        await self._look()
 
     async def _stop(self, cause: str) -> None:
-        trace, from_tier = Trace(), self.tier
+        move = Move("stop", "kill", self.tier, cause)
         self._change(_S.STOPPING, self.tier, cause)
         self._tell.engine_gone()
         try:
-            await self._mover.stop(trace)
+            await self._mover.stop(move.trace)
         except KeeperUnavailable:
             raise
         except SwapServeError as error:
-            self.error = str(error)
-            self._change(_S.FAILED, self.tier, error.code)
-            self._ended_move("stop", "kill", from_tier, self.tier, cause, trace, error)
-            self._tell.post(
-                TransitionFailed(
-                    engine=self.model.name,
-                    error=error,
-                    state=_S.FAILED,
-                    tier=self.tier,
-                    leases_lost=True,
-                )
-            )
+            # It may still hold its memory: the tier stays what it was.
+            self._fail(error, _S.FAILED, self.tier, leases_lost=True)
+            self._ended_move(move, self.tier, error)
             return
         self._cache.emptied()
         self._change(_S.STOPPED, Tier.NONE, cause)
-        self._ended_move("stop", "kill", from_tier, Tier.NONE, cause, trace, None)
-        self._tell.post(
-            EngineLeft(
-                engine=self.model.name, tier=Tier.NONE, seconds=trace.seconds, leases_lost=True
-            )
-        )
+        self._ended_move(move, Tier.NONE)
+        self._left(Tier.NONE, move, leases_lost=True)
         await self._look()
 
     async def _ended(self, exited: Exited) -> None:
@@ -366,6 +344,11 @@ class EngineActor:
         self._tell.post(EngineExited(engine=self.model.name, error=error))
 
     # ------------------------------------------------------------ helpers
+
+    def _known(self) -> Holding:
+        """Return what the keeper last said; each move looks again when it is over."""
+        assert self.holding is not None
+        return self.holding
 
     async def _look(self) -> Holding:
         self.holding = await self._mover.holding()
@@ -408,38 +391,15 @@ class EngineActor:
             )
         )
 
-    def _ended_move(
-        self,
-        kind: Kind,
-        mechanism: str,
-        from_tier: Tier,
-        to_tier: Tier,
-        cause: str,
-        trace: Trace,
-        error: SwapServeError | None,
-    ) -> None:
-        summary = SwapSummary(
-            kind=kind,
-            mechanism=mechanism,
-            from_tier=from_tier,
-            to_tier=to_tier,
-            cause=cause,
-            seconds=trace.seconds,
-            phases=dict(trace.phases),
-            unaccounted_s=trace.unaccounted_s,
-            bytes=trace.bytes,
-            finished_at=_now(),
-            error=str(error) if error else None,
-        )
-        self.last_swap = summary
+    def _ended_move(self, move: Move, to_tier: Tier, error: SwapServeError | None = None) -> None:
+        summary = self.last_swap = move.summary(to_tier, error)
         log.info(
             "event=swap_ended engine=%s kind=%s mechanism=%s seconds=%.3f bytes=%d error=%s",
-            self.model.name, kind, mechanism, summary.seconds, summary.bytes,
+            self.model.name, summary.kind, summary.mechanism, summary.seconds, summary.bytes,
             error.code if error else "-",
         )  # fmt: skip
-        self._bus.publish(
-            SwapEnded(at=summary.finished_at, engine=self.model.name, summary=summary)
-        )
+        ended = SwapEnded(at=summary.finished_at, engine=self.model.name, summary=summary)
+        self._bus.publish(ended)
 
     def notice(self, message: str) -> None:
         """Tell operators something that changes no state."""

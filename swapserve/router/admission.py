@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import EngineName, LeaseId
-from swapserve.scheduler.messages import Event, LeaseEnded, LeaseRequested
+from swapserve.messages import Event, LeaseEnded, LeaseRequested
 from swapserve.states import LeaseState
 
 

@@ -8,9 +8,7 @@ from collections.abc import Iterable
 
 from swapserve.errors import IllegalTransition, SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
-from swapserve.scheduler.demand import Engine, Lease, Since
-from swapserve.scheduler.ledger import Ledger
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     BringIn,
     CommandDone,
     DeviceSpec,
@@ -26,6 +24,8 @@ from swapserve.scheduler.messages import (
     SuspendLease,
     SwapOut,
 )
+from swapserve.scheduler.demand import Engine, Lease, Since
+from swapserve.scheduler.ledger import Ledger
 from swapserve.scheduler.policy import backoff
 from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
 

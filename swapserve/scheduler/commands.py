@@ -12,9 +12,9 @@ from typing import assert_never
 
 from swapserve.errors import EngineUnavailable, ModelNotFound, ShuttingDown
 from swapserve.ids import CommandId
+from swapserve.messages import CommandGiven, Verb
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import BRINGING_IN, MOVING, SERVING, Engine
-from swapserve.scheduler.messages import CommandGiven, Verb
 from swapserve.states import EngineState, Tier
 
 

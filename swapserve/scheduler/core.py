@@ -18,11 +18,7 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.ids import DeviceName, EngineName
-from swapserve.scheduler import commands, transitions
-from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import MOVING, Engine, Lease
-from swapserve.scheduler.ledger import Account
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     CommandGiven,
     DeviceSpec,
     Effect,
@@ -42,6 +38,10 @@ from swapserve.scheduler.messages import (
     Tick,
     TransitionFailed,
 )
+from swapserve.scheduler import commands, transitions
+from swapserve.scheduler.board import Board
+from swapserve.scheduler.demand import MOVING, Engine, Lease
+from swapserve.scheduler.ledger import Account
 from swapserve.scheduler.placement import place
 from swapserve.states import EngineState, LeaseState
 

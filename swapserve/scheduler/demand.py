@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import CommandId, EngineName, LeaseId
-from swapserve.scheduler.messages import EngineSpec, Verb
+from swapserve.messages import EngineSpec, Verb
 from swapserve.states import EngineState, LeaseState, Tier
 
 BRINGING_IN = frozenset({EngineState.STARTING, EngineState.SWAPPING_IN})

@@ -10,8 +10,8 @@ preemption.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swapserve.messages import PolicySpec
 from swapserve.scheduler.demand import Engine, Since
-from swapserve.scheduler.messages import PolicySpec
 from swapserve.states import EngineState
 
 MAX_BACKOFF_S = 60.0

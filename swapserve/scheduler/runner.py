@@ -8,8 +8,7 @@ from typing import Protocol, assert_never
 
 from swapserve.errors import ShuttingDown, SwapServeError
 from swapserve.ids import CommandId, EngineName, LeaseId
-from swapserve.scheduler.core import Core
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     BringIn,
     CommandDone,
     CommandGiven,
@@ -27,6 +26,7 @@ from swapserve.scheduler.messages import (
     Tick,
     Verb,
 )
+from swapserve.scheduler.core import Core
 
 
 class EnginePort(Protocol):

@@ -7,10 +7,7 @@ own answer, which always comes.
 """
 
 from swapserve.errors import EngineUnavailable, IllegalTransition
-from swapserve.scheduler import commands
-from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import BRINGING_IN, LEAVING, MOVING, SERVING, Engine
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     EngineExited,
     EngineLeft,
     EngineReady,
@@ -18,6 +15,9 @@ from swapserve.scheduler.messages import (
     FootprintMeasured,
     TransitionFailed,
 )
+from swapserve.scheduler import commands
+from swapserve.scheduler.board import Board
+from swapserve.scheduler.demand import BRINGING_IN, LEAVING, MOVING, SERVING, Engine
 from swapserve.states import EngineState, Tier
 
 RESTING = frozenset(

@@ -6,10 +6,7 @@ Nothing here knows of scheduling or of states; `lifecycle.actor` does.
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 
 from swapserve.config.schema import ImagesConfig, ModelConfig
 from swapserve.engines.base import Adapter, Canary
@@ -22,8 +19,9 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.keeper.client import KeeperClient
-from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind, VerbReport
+from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
 from swapserve.swap.plan import WayIn, WayOut, makes_golden
+from swapserve.swap.trace import Trace
 
 HEALTH_POLL_S = 0.05
 PROBE_POLL_S = 0.01
@@ -32,47 +30,6 @@ RESTORED_TIMEOUT_S = 60.0
 LOG_TAIL_LINES = 25
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Trace:
-    """Seconds by phase of the move under way; the keeper's phases are taken apart."""
-
-    started: float = field(default_factory=time.monotonic)
-    phases: dict[str, float] = field(default_factory=dict)
-    bytes: int = 0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Account the block's time to a phase."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._add(name, time.monotonic() - begun)
-
-    async def verb(self, name: str, work: Awaitable[VerbReport]) -> VerbReport:
-        """Await a keeper's verb; its own phases and the rest of its time become phases here."""
-        begun = time.monotonic()
-        report = await work
-        for phase, seconds in report.phases.items():
-            self._add(phase if phase == name else f"{name}.{phase}", seconds)
-        self._add(f"{name}.keeper", time.monotonic() - begun - sum(report.phases.values()))
-        self.bytes += report.bytes
-        return report
-
-    def _add(self, name: str, seconds: float) -> None:
-        self.phases[name] = self.phases.get(name, 0.0) + seconds
-
-    @property
-    def seconds(self) -> float:
-        """Time since the move began."""
-        return time.monotonic() - self.started
-
-    @property
-    def unaccounted_s(self) -> float:
-        """Seconds that no phase explains."""
-        return self.seconds - sum(self.phases.values())
 
 
 class Mover:

@@ -16,12 +16,7 @@ from swapserve.config.recipes import Recipe
 from swapserve.config.schema import ModelConfig, ServerConfig
 from swapserve.events import Bus, RequestEnded
 from swapserve.ids import DeviceName, EngineName
-from swapserve.metrics import Metrics
-from swapserve.router.admission import Admission, Place
-from swapserve.router.proxy import Proxy
-from swapserve.router.resolve import Directory
-from swapserve.scheduler.core import Core
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     DeviceSpec,
     EngineLeft,
     EngineReady,
@@ -30,6 +25,11 @@ from swapserve.scheduler.messages import (
     Event,
     PolicySpec,
 )
+from swapserve.metrics import Metrics
+from swapserve.router.admission import Admission, Place
+from swapserve.router.proxy import Proxy
+from swapserve.router.resolve import Directory
+from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
 from swapserve.states import EngineState, Tier
 from swapserve.testing.engine import expected_tokens

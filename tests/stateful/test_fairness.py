@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapserve.ids import EngineName, LeaseId
-from swapserve.scheduler.messages import BringIn, Tick
+from swapserve.messages import BringIn, Tick
 from swapserve.states import LeaseState
 from tests.stateful.world import World, engine
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import DeviceName
-from swapserve.scheduler.messages import BringIn, DeviceSpec, StopEngine, Verb
+from swapserve.messages import BringIn, DeviceSpec, StopEngine, Verb
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import DEVICE, World, engine
 

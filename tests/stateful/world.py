@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from swapserve.errors import EngineCrashed, StartFailed, SwapError, SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
-from swapserve.scheduler.core import Core
-from swapserve.scheduler.messages import (
+from swapserve.messages import (
     BringIn,
     CommandDone,
     CommandGiven,
@@ -37,6 +36,7 @@ from swapserve.scheduler.messages import (
     TransitionFailed,
     Verb,
 )
+from swapserve.scheduler.core import Core
 from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
 
 S = EngineState

@@ -19,11 +19,11 @@ from swapserve.config.schema import ModelConfig, ServerConfig
 from swapserve.errors import SwapServeError
 from swapserve.events import Bus, BusEvent, RequestEnded
 from swapserve.ids import DeviceName, EngineName, LeaseId
+from swapserve.messages import Event, LeaseEnded, LeaseRequested
 from swapserve.metrics import Metrics
 from swapserve.router.admission import Admission, Place
 from swapserve.router.proxy import Proxy
 from swapserve.router.resolve import Directory
-from swapserve.scheduler.messages import Event, LeaseEnded, LeaseRequested
 from swapserve.states import EngineState, Tier
 from swapserve.status import Status
 from tests.support.admin_server import ScriptedControl, engine

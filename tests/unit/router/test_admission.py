@@ -7,8 +7,8 @@ import pytest
 
 from swapserve.errors import EngineCrashed, QueueFull
 from swapserve.ids import EngineName
+from swapserve.messages import Event, LeaseEnded, LeaseRequested
 from swapserve.router.admission import Admission, Lease, Place
-from swapserve.scheduler.messages import Event, LeaseEnded, LeaseRequested
 from swapserve.states import LeaseState
 
 pytestmark = pytest.mark.anyio

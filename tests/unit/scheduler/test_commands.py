@@ -1,7 +1,7 @@
 """Operator commands: what each does, and that each is answered exactly once."""
 
 from swapserve.errors import EngineUnavailable, ModelNotFound, SwapError
-from swapserve.scheduler.messages import SwapOut
+from swapserve.messages import SwapOut
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import World, engine
 

@@ -14,7 +14,7 @@ from swapserve.errors import (
     StartFailed,
 )
 from swapserve.ids import EngineName
-from swapserve.scheduler.messages import Drain, EngineReady, GrantLease, SwapOut
+from swapserve.messages import Drain, EngineReady, GrantLease, SwapOut
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import World, engine
 

@@ -7,8 +7,8 @@ import pytest
 
 from swapserve.errors import CapacityError, ShuttingDown, SwapServeError
 from swapserve.ids import EngineName, LeaseId
+from swapserve.messages import EngineLeft, EngineReady, EngineSeen, LeaseRequested
 from swapserve.scheduler.core import Core
-from swapserve.scheduler.messages import EngineLeft, EngineReady, EngineSeen, LeaseRequested
 from swapserve.scheduler.runner import Runner
 from swapserve.states import EngineState, Tier
 from tests.stateful.world import World, engine

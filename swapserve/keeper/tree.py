@@ -1,0 +1,202 @@
+"""The processes of one engine: adopted, watched, frozen, ended, reaped.
+
+The root is our own child (or was a former keeper's, then only its end can be seen, not its exit
+status). Whatever ends it, `_watch` is the one place that notices, reaps and cleans up.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from swapserve.errors import KeeperError
+from swapserve.keeper import record as records
+from swapserve.keeper.protocol import Exited, ImageKind
+from swapserve.keeper.record import Record
+from swapserve.system import process
+from swapserve.system.cgroup import Cgroup
+from swapserve.system.process import ProcessRef
+
+FREEZE_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class EngineTree:
+    """The process tree that a record speaks of; writes the record at every change.
+
+    Args:
+        record: what was known of it.
+        path: the record's file.
+        group: its cgroup, None where there are none.
+        start_watch: runs a coroutine in the keeper's task group.
+        exited: told of an end that nobody asked for.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        path: Path,
+        group: Cgroup | None,
+        *,
+        start_watch: Callable[[Awaitable[None]], None],
+        exited: Callable[[Exited], None],
+    ) -> None:
+        self.group = group
+        self._record = record
+        self._path = path
+        self._start_watch = start_watch
+        self._exited = exited
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._end_expected = False
+
+    @property
+    def root(self) -> ProcessRef | None:
+        """Its first process, None if it is away."""
+        return self._record.process
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it was frozen by us."""
+        return self._record.frozen
+
+    @property
+    def restored_from(self) -> ImageKind | None:
+        """Image its present process came from, None after a cold start."""
+        return self._record.restored_from
+
+    def adopt(
+        self, ref: ProcessRef, *, restored_from: ImageKind | None, frozen: bool = False
+    ) -> None:
+        """Take a running process as the engine's root and watch it."""
+        self._record.process = ref
+        self._record.restored_from = restored_from
+        self._record.frozen = frozen
+        self._end_expected = False
+        self._gone.clear()
+        self._save()
+        self._start_watch(self._watch(ref))
+
+    def recover(self) -> None:
+        """Adopt what the record names if it still runs; else clean up after it."""
+        ref = self._record.process
+        if ref is None:
+            return
+        if ref.alive():
+            self.adopt(ref, restored_from=self.restored_from, frozen=self.frozen)
+            log.info("event=adopted engine=%s pid=%d", self._record.engine, ref.pid)
+            return
+        self._record.process = None
+        self._record.frozen = False
+        self._kill_strays()
+        self._save()
+
+    def gather(self) -> None:
+        """Verify that every process is in the engine's group, moving strays there (blocks)."""
+        if self.group is None or self.root is None:
+            return
+        inside = self.group.pids()
+        for pid in process.tree(self.root.pid):
+            if pid not in inside:
+                self.group.add(pid)
+
+    async def freeze(self, on: bool) -> None:
+        """Freeze or thaw all of it.
+
+        Raises:
+            TimeoutError: it did not come to rest.
+        """
+        assert self.root is not None
+        if self.group is not None:
+            await self.group.freeze(on, timeout_s=FREEZE_TIMEOUT_S)
+        else:
+            number = signal.SIGSTOP if on else signal.SIGCONT
+            for pid in process.tree(self.root.pid):
+                _signal(pid, number)
+        self._record.frozen = on
+        self._save()
+
+    def expect_end(self, expected: bool) -> None:
+        """Say whether an end that comes now was asked for (CRIU ends what it has dumped)."""
+        self._end_expected = expected
+
+    async def kill(self) -> None:
+        """Kill all of it at once and wait until it is reaped; harmless if it is away.
+
+        Raises:
+            KeeperError: it did not end.
+        """
+        self._end_expected = True
+        ref = self.root
+        if not (self.group is not None and self.group.kill()) and ref is not None:
+            for pid in reversed(process.tree(ref.pid)):
+                _signal(pid, signal.SIGKILL)
+        await self.gone()
+
+    async def terminate(self, grace_s: float) -> None:
+        """Ask it to end; kill it after `grace_s` seconds (at once if 0, or frozen)."""
+        self._end_expected = True
+        ref = self.root
+        if ref is not None and grace_s > 0 and not self.frozen:
+            _signal(ref.pid, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self._gone.wait()
+            except TimeoutError:
+                log.warning("event=kill_after_grace engine=%s", self._record.engine)
+        await self.kill()
+
+    async def gone(self) -> None:
+        """Wait until the root is reaped.
+
+        Raises:
+            KeeperError: it did not end.
+        """
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await self._gone.wait()
+        except TimeoutError as error:
+            message = f"the processes of '{self._record.engine}' did not end"
+            raise KeeperError(message) from error
+
+    async def _watch(self, ref: ProcessRef) -> None:
+        status = "unknown"
+        try:
+            pidfd = ref.open()
+        except ProcessLookupError:
+            pidfd = None
+        if pidfd is not None:
+            try:
+                await process.ended(pidfd)
+                status = process.reap(pidfd)
+            finally:
+                os.close(pidfd)
+        self._record.process = None
+        self._record.frozen = False
+        expected = self._end_expected
+        if not expected:
+            self._kill_strays()
+        self._save()
+        self._gone.set()
+        if not expected:
+            log.warning("event=exited engine=%s status=%s", self._record.engine, status)
+            self._exited(Exited(engine=self._record.engine, pid=ref.pid, status=status))
+
+    def _kill_strays(self) -> None:
+        """Kill what an ended root left (inside a sandbox it takes its namespace along)."""
+        if self.group is not None and self.group.pids():
+            self.group.kill()
+
+    def _save(self) -> None:
+        records.save(self._path, self._record)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
