@@ -31,8 +31,9 @@ from swapserve.events import Bus, BusEvent, RequestEnded
 from swapserve.ids import DeviceName, EngineName
 from swapserve.keeper.client import KeeperClient, ensure
 from swapserve.keeper.protocol import Exited
-from swapserve.lifecycle.actor import Callbacks, EngineActor, Order
+from swapserve.lifecycle.actor import EngineActor
 from swapserve.lifecycle.journal import Journal
+from swapserve.lifecycle.orders import Callbacks, Order
 from swapserve.messages import (
     DeviceSpec,
     EngineSpec,

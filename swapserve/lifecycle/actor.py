@@ -7,10 +7,8 @@ event on the bus and one line in the log. An order runs to its end whoever gave 
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
 
 from swapserve.config.schema import ModelConfig
 from swapserve.errors import (
@@ -22,12 +20,12 @@ from swapserve.errors import (
 from swapserve.events import Bus, EngineChanged, Notice, RequestEnded, SwapEnded
 from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
 from swapserve.lifecycle.journal import Journal
+from swapserve.lifecycle.orders import Callbacks, Measure, Order
 from swapserve.messages import (
     EngineExited,
     EngineLeft,
     EngineReady,
     EngineSeen,
-    Event,
     FootprintMeasured,
     TransitionFailed,
 )
@@ -45,29 +43,6 @@ MEASURE_EVERY_S = 30.0
 log = logging.getLogger(__name__)
 
 _S = EngineState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What the scheduler wants of the engine."""
-
-    what: Literal["bring_in", "swap_out", "stop"]
-    in_flight: int = 0
-    cause: str = "demand"
-
-
-@dataclass(frozen=True, slots=True)
-class _Measure:
-    """Time to look how much memory a resident engine takes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Callbacks:
-    """What the actor tells the front door and the scheduler; all synchronous."""
-
-    post: Callable[[Event], None]
-    engine_back: Callable[[], None]
-    engine_gone: Callable[[], None]
 
 
 class EngineActor:
@@ -93,7 +68,7 @@ class EngineActor:
         self._bus = bus
         self._tell = callbacks
         self._cache = CacheValue()
-        self._inbox: asyncio.Queue[Order | Exited | _Measure] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Order | Exited | Measure] = asyncio.Queue()
         self._measure_timer: asyncio.TimerHandle | None = None
 
     # --------------------------------------------------- from other tasks
@@ -154,7 +129,7 @@ class EngineActor:
                     await self._stop(item.cause)
                 case Exited():
                     await self._ended(item)
-                case _Measure():
+                case Measure():
                     await self._measure()
 
     async def _recover(self) -> None:
@@ -358,7 +333,7 @@ class EngineActor:
         if self._measure_timer is not None:
             self._measure_timer.cancel()
         loop = asyncio.get_running_loop()
-        self._measure_timer = loop.call_later(seconds, self._inbox.put_nowait, _Measure())
+        self._measure_timer = loop.call_later(seconds, self._inbox.put_nowait, Measure())
 
     async def _measure(self) -> None:
         if self.state not in {_S.READY, _S.DRAINING}:

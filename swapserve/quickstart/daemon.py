@@ -116,14 +116,21 @@ async def stop(place: Place) -> None:
     keeper = place.keeper_pid()
     if keeper is None:
         return
-    if url is not None:
-        with contextlib.suppress(SwapServeError), ControlClient(url) as control:
-            await asyncio.to_thread(control.shutdown)
-            await _until_gone(place, keeper)
-            return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(keeper, signal.SIGTERM)
+    if not await _asked_to_end(url):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper, signal.SIGTERM)
     await _until_gone(place, keeper)
+
+
+async def _asked_to_end(url: str | None) -> bool:
+    if url is None:
+        return False
+    try:
+        with ControlClient(url) as control:
+            await asyncio.to_thread(control.shutdown)
+    except SwapServeError:
+        return False
+    return True
 
 
 async def _until_gone(place: Place, keeper: int) -> None:

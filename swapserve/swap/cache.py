@@ -1,8 +1,8 @@
 """Is an idle engine's cache worth keeping? `keep_cache: auto` weighs it. Pure.
 
-Worth of the cache: tokens in it times seconds of prefill per token times the chance that they are
-asked for again. Cost of keeping it: the seconds of a live dump, which a discard does not take. All four are
-learnt from the requests and swaps of this very engine.
+Worth of the cache: tokens in it, times seconds of prefill per token, times the chance that they
+are asked for again. Cost of keeping it: the seconds of a live dump, which a discard does not take.
+All four are learnt from the requests and swaps of this very engine.
 """
 
 from collections import deque

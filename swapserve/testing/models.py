@@ -2,6 +2,7 @@
 
     python -m swapserve.testing.models gguf OUT.gguf --seed 1 --size tiny     (llama.cpp)
     python -m swapserve.testing.models hf OUTDIR --seed 1 --size tiny         (vLLM)
+    python -m swapserve.testing.models gguf FOLDER --cached --seed 1          (made once, path printed)
 
 What they say and why is in `swapserve.testing.weights`. Needs numpy, and for GGUF the package
 `gguf`; no torch.
@@ -285,12 +286,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
+    parser.add_argument("--cached", action="store_true", help="OUT is a folder of such models")
     options = parser.parse_args(arguments)
+    create = cached if options.cached else make
     try:
-        make(options.kind, options.out, seed=options.seed, size=options.size)
+        path = create(options.kind, options.out, seed=options.seed, size=options.size)
     except (OSError, ImportError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
+    if options.cached:
+        sys.stdout.write(f"{path}\n")
     return 0
 
 
