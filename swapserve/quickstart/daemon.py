@@ -136,7 +136,7 @@ async def _asked_to_end(url: str | None) -> bool:
 async def _until_gone(place: Place, keeper: int) -> None:
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
-            while place.keeper_pid() is not None:
+            while place.keeper_pid() is not None:  # noqa: ASYNC110 - another process's lock
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
         raise QuickstartError(

@@ -151,8 +151,8 @@ async def _made(recipe: Recipe, seed: int, screen: Screen) -> Path:
     try:
         async with screen.watching(lambda: f"a {size} {kind} model with random weights"):
             done = await run(argv, timeout_s=MAKE_TIMEOUT_S)
-    except* CommandError as group:
-        raise QuickstartError(f"No model could be made: {group.exceptions[0]}") from group
+    except CommandError as error:
+        raise QuickstartError(f"No model could be made: {error.output_tail}") from error
     return Path(done.stdout.strip())
 
 
@@ -164,7 +164,9 @@ def _growth(text: str, folder: Path) -> Callable[[], str]:
     return describe
 
 
-def write_config(place: Place, models: list[Model], *, port: int, subnet: str) -> None:
+def write_config(
+    place: Place, models: list[Model], *, port: int, subnet: str, profile: str
+) -> None:
     """Write the configuration of the demonstration.
 
     Raises:
@@ -182,6 +184,7 @@ paths:
   run_dir: {_quoted(place.run_dir)}
 
 keeper:
+  profile: {profile}
   subnet: {subnet}
 
 devices:

@@ -38,14 +38,19 @@ class Screen:
     @asynccontextmanager
     async def watching(self, describe: Callable[[], str]) -> AsyncIterator[None]:
         """Show what goes on, and for how long, while the block runs."""
+        failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             ticker = tasks.create_task(self._tick(describe))
             try:
                 yield
+            except Exception as error:  # noqa: BLE001 - raised below: the group would wrap it
+                failure = error
             finally:
                 ticker.cancel()
                 if self._tty:
                     self._write("\r\033[K")
+        if failure is not None:
+            raise failure
 
     async def _tick(self, describe: Callable[[], str]) -> None:
         started = time.monotonic()

@@ -2,7 +2,7 @@
 
     python -m swapserve.testing.models gguf OUT.gguf --seed 1 --size tiny     (llama.cpp)
     python -m swapserve.testing.models hf OUTDIR --seed 1 --size tiny         (vLLM)
-    python -m swapserve.testing.models gguf FOLDER --cached --seed 1          (made once, path printed)
+    python -m swapserve.testing.models gguf FOLDER --cached --seed 1          (if not there; prints it)
 
 What they say and why is in `swapserve.testing.weights`. Needs numpy, and for GGUF the package
 `gguf`; no torch.
