@@ -14,6 +14,7 @@ from swapserve.config.reader import Section
 from swapserve.config.schema import Config, DeviceConfig, KeeperConfig, ServerConfig
 from swapserve.errors import ConfigError
 from swapserve.ids import DeviceName
+from swapserve.states import Tier
 
 _SMALLEST_PREFIX = 30
 """A sandbox's own network is a /30."""
@@ -94,6 +95,21 @@ def check_memory(
                 found = f"{pinned[model.device]} bytes pinned on device {model.device!r}"
                 expected = f"at most its {room} bytes"
                 problems.add(section.line_of("pin"), f"{section.key}.pin", found, expected)
+
+
+def check_tiers(
+    reads: Sequence[Read], devices: Mapping[DeviceName, DeviceConfig], problems: Problems
+) -> None:
+    """Check that engines can leave their devices the way they are told to."""
+    for read in reads:
+        model, section = read.model, read.section
+        if devices[model.device].kind == "gpu":
+            found = f"the GPU {model.device!r}"
+            expected = "a device of kind `host`: GPU state cannot be moved by this version"
+            problems.add(section.line_of("device"), f"{section.key}.device", found, expected)
+        elif Tier.HOST in model.tiers:
+            expected = "disk or none: only GPU state has a host tier; in RAM it is already"
+            problems.add(section.line_of("tiers"), f"{section.key}.tiers", "host", expected)
 
 
 def check_ports(

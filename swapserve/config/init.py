@@ -15,7 +15,6 @@ from swapserve.config.schema import PathsConfig
 from swapserve.config.values import format_size
 
 _MIB = 1 << 20
-_GPU_SHARE = 0.9
 """Part of a GPU's memory to offer; the rest is for contexts of the driver."""
 
 
@@ -90,11 +89,8 @@ def _devices(machine: Machine) -> Iterator[str]:
     yield "devices:"
     yield f"  host:   # this machine has {ram}; the rest is for everything else"
     yield f"    memory: {format_size(budget)}"
-    for index, gpu in enumerate(machine.gpus):
-        yield f"  gpu{index}:   # {gpu.name}"
-        yield "    kind: gpu"
-        yield f"    uuid: {json.dumps(gpu.uuid)}"
-        yield f"    memory: {format_size(int(gpu.memory_bytes * _GPU_SHARE) // _MIB * _MIB)}"
+    for gpu in machine.gpus:
+        yield f"  # {gpu.name} ({gpu.uuid}): this version cannot move engines off a GPU"
 
 
 def _model_list(machine: Machine) -> Iterator[str]:
@@ -112,10 +108,9 @@ def _model_list(machine: Machine) -> Iterator[str]:
 
 def _entries(machine: Machine) -> Iterator[list[str]]:
     taken: set[str] = set()
-    host = [] if not machine.gpus else ["device: host"]
     for path in machine.gguf_files:
         if machine.llama_server is not None:
-            yield [*_entry(_name(path.stem, taken), "llamacpp", path), *host, *_OPTIONS]
+            yield [*_entry(_name(path.stem, taken), "llamacpp", path), *_OPTIONS]
     for path in machine.model_dirs:
         if machine.vllm_pythons:
             yield _vllm(_name(path.name, taken), path, machine)
@@ -123,9 +118,8 @@ def _entries(machine: Machine) -> Iterator[list[str]]:
 
 def _examples(machine: Machine) -> Iterator[list[str]]:
     models = machine.paths.state_dir / "models"
-    host = [] if not machine.gpus else ["device: host"]
     gguf = next(iter(machine.gguf_files), models / "org--name" / "model.gguf")
-    yield [*_entry("small", "llamacpp", gguf), *host, *_OPTIONS]
+    yield [*_entry("small", "llamacpp", gguf), *_OPTIONS]
     folder = next(iter(machine.model_dirs), models / "org--name")
     yield _vllm("large", folder, machine)
 
@@ -144,9 +138,8 @@ def _entry(name: str, recipe: str, path: Path) -> list[str]:
 
 def _vllm(name: str, path: Path, machine: Machine) -> list[str]:
     python = next(iter(machine.vllm_pythons), Path("/path/to/venv/bin/python"))
-    device = ["device: gpu0"] if machine.gpus else []
     params = f"params: {{python: {json.dumps(str(python))}}}"
-    return [*_entry(name, "vllm", path), params, *device, *_OPTIONS]
+    return [*_entry(name, "vllm", path), params, *_OPTIONS]
 
 
 def _name(text: str, taken: set[str]) -> str:

@@ -160,4 +160,5 @@ class _Loader:
         if self._check_binaries:
             check.check_programs(server, keeper, self._sections, self._problems)
         check.check_memory(reads, devices, self._problems)
+        check.check_tiers(reads, devices, self._problems)
         check.check_ports(reads, server, keeper, self._problems)

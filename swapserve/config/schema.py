@@ -128,8 +128,6 @@ class SchedulingConfig:
     """Least time a busy engine runs before it may be preempted."""
     max_wait_s: float = 30.0
     """A waiter older than this overrides quantum and drain."""
-    ttl_check_s: Annotated[float, Yaml(low=0.01)] = 1.0
-    """How often idle engines are looked at for their `ttl`."""
     retry_backoff_s: Annotated[float, Yaml(low=0.01)] = 2.0
     """First pause after a failed start; doubles up to a minute."""
 

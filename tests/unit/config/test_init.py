@@ -84,20 +84,15 @@ def test_a_model_without_its_engine_stays_an_example(tmp_path: Path) -> None:
     assert str(machine.gguf_files[0]) in starter(machine)
 
 
-def test_gpus_become_devices_and_vllm_goes_to_the_first(tmp_path: Path) -> None:
+def test_a_gpu_is_named_but_no_engine_is_put_on_it(tmp_path: Path) -> None:
     make_program(tmp_path / "path" / "llama-server")
     gpus = [Gpu(uuid="GPU-1", name="H200", memory_bytes=140 << 30)]
-    config = load_starter(
-        tmp_path,
-        look(gpus=gpus, venvs=[make_venv(tmp_path / "v")], models=[make_models(tmp_path / "m")]),
+    machine = look(
+        gpus=gpus, venvs=[make_venv(tmp_path / "v")], models=[make_models(tmp_path / "m")]
     )
-    assert {str(name): device.kind for name, device in config.devices.items()} == {
-        "host": "host",
-        "gpu0": "gpu",
-    }
-    assert config.devices["gpu0"].memory_bytes == 126 << 30  # type: ignore[index]
-    assert {model.device for model in config.models.values()} == {"host", "gpu0"}
-    assert config.models["big-model"].device == "gpu0"  # type: ignore[index]
+    assert "H200 (GPU-1)" in starter(machine)
+    config = load_starter(tmp_path, machine)
+    assert {model.device for model in config.models.values()} == {"host"}
 
 
 def test_every_default_in_it_can_be_switched_on_as_it_stands(tmp_path: Path) -> None:

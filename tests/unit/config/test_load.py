@@ -49,7 +49,7 @@ models:
     args: [-np, 1, --flag, true]
     env: {THREADS: 2, RATIO: 0.50}
     memory: 2GiB
-    tiers: [host, disk]
+    tiers: [disk, none]
     ttl: 90s
     pin: true
     sandbox: false
@@ -74,7 +74,7 @@ models:
     assert model.args == ("-np", "1", "--flag", "true")
     assert model.env == {"THREADS": "2", "RATIO": "0.50"}
     assert model.memory_bytes == 2 << 30
-    assert model.tiers == (Tier.HOST, Tier.DISK)
+    assert model.tiers == (Tier.DISK, Tier.NONE)
     assert all(isinstance(tier, Tier) for tier in model.tiers)
     assert model.ttl_s == 90.0
     assert model.device == "ram"
@@ -244,3 +244,21 @@ def test_nothing_but_secrets_is_taken_from_the_environment(
 def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "expected"),
+    [
+        ("device: g", "models[0].device", "kind `host`"),
+        ("device: ram\n    tiers: [host]", "models[0].tiers", "only GPU state"),
+    ],
+)
+def test_a_way_out_that_does_not_exist_is_refused(
+    fail: Fail, text: str, at: str, expected: str
+) -> None:
+    (problem,) = fail(
+        "devices: {ram: {memory: 1GiB}, g: {kind: gpu, uuid: x, memory: 1GiB}}\n"
+        f"models:\n  - name: a\n    recipe: generic\n    params: {{binary: /bin/sh}}\n    {text}\n"
+    )
+    assert problem.key == at
+    assert expected in problem.expected
