@@ -59,16 +59,20 @@ class Acts:
     # ------------------------------------------------------------------ acts
 
     async def first_answers(self) -> None:
-        """Both models answer in turn: each comes cold, then A comes back from its image."""
+        """Both models answer in turn: each comes cold once, then from its image."""
         self._screen.head(f"1. {self._a.name} answers. Nothing runs yet, so it starts cold")
         await self._short(self._a)
         self._screen.head(
             f"2. {self._b.name} answers. There is room for one: {self._a.name} leaves"
         )
         await self._short(self._b)
-        self._screen.head(f"3. {self._a.name} again: now it is brought back")
-        answer = await self._short(self._a)
-        self._rate = answer.tokens_per_s
+        self._screen.head(
+            "3. Both again: now they are brought back (the first time, a canary request"
+        )
+        self._screen.line("   checks that a restored engine answers as it did before)")
+        for model in (self._a, self._b, self._a):
+            answer = await self._short(model)
+            self._rate = answer.tokens_per_s
 
     async def preemption(self) -> None:
         """A long stream on A, cut by a request for B; the same stream again, left alone."""

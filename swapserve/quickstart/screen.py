@@ -72,11 +72,12 @@ class Screen:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Return rows as columns, the first left and the others right aligned."""
+    """Return rows as columns, the first and the last left and the others right aligned."""
+    last = len(rows[0]) - 1
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows

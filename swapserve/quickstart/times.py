@@ -9,6 +9,7 @@ from swapserve.quickstart.screen import Screen, table
 from swapserve.status import SwapSummary
 
 SHOWN_PHASES = 4
+LEAST_SHOWN_S = 0.015
 _START = ("spawn", "health")
 """The phases of a cold start that every start has: warm-up and image come on top of them."""
 _TITLES = {
@@ -72,7 +73,9 @@ def _phases(move: SwapSummary, only: str = "") -> str:
         if name.startswith(only) and (not wanted or name.partition(".")[0] in wanted)
     }
     longest = sorted(named.items(), key=lambda item: -item[1])[:SHOWN_PHASES]
-    return ", ".join(f"{name} {seconds:.2f}" for name, seconds in longest if seconds >= 0.01)  # noqa: PLR2004
+    return ", ".join(
+        f"{name} {seconds:.2f}" for name, seconds in longest if seconds >= LEAST_SHOWN_S
+    )
 
 
 def _remembered(place: Place) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     python -m swapserve.testing.models gguf OUT.gguf --seed 1 --size tiny     (llama.cpp)
     python -m swapserve.testing.models hf OUTDIR --seed 1 --size tiny         (vLLM)
-    python -m swapserve.testing.models gguf FOLDER --cached --seed 1          (if not there; prints it)
+    python -m swapserve.testing.models gguf FOLDER --cached --seed 1          (unless there)
 
 What they say and why is in `swapserve.testing.weights`. Needs numpy, and for GGUF the package
 `gguf`; no torch.
@@ -286,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
-    parser.add_argument("--cached", action="store_true", help="OUT is a folder of such models")
+    parser.add_argument(
+        "--cached", action="store_true", help="OUT is a folder of models; print the path"
+    )
     options = parser.parse_args(arguments)
     create = cached if options.cached else make
     try:
