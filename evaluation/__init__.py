@@ -1,0 +1,1 @@
+"""Measurements of SwapServe with real engines; not part of the package."""

@@ -1,0 +1,168 @@
+"""`python -m evaluation EXPERIMENT`: measurements with real engines on this machine."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from evaluation import machine, plan, report, table
+from evaluation.engines import KINDS, EngineKind, Missing
+from evaluation.session import HugePages, place
+from evaluation.swap import Experiment, new_paces
+from evaluation.versions import commit, versions
+from swapserve.errors import ConfigError
+from swapserve.testing.weights import SIZES
+
+SETTINGS: tuple[HugePages, ...] = ("off", "on")
+MOST_IDLE_S = 3600
+
+
+Parse = Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]
+
+
+def listed(allowed: Sequence[str]) -> Parse:
+    """Return what reads words with commas between them, each allowed and none twice."""
+
+    def parse(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in value.split(","))
+        for word in words:
+            if word not in allowed:
+                raise click.BadParameter(f"{word!r} is none of {', '.join(allowed)}")
+        return _each_once(words, value)
+
+    return parse
+
+
+def seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, ...]:
+    """Read numbers of seconds with commas between them, none twice."""
+    try:
+        numbers = tuple(float(word) for word in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no list of seconds such as 0,30") from error
+    if not all(0 <= number <= MOST_IDLE_S for number in numbers):
+        raise click.BadParameter(f"{value!r} is not between 0 and {MOST_IDLE_S} seconds")
+    return _each_once(numbers, value)
+
+
+def _each_once(found: tuple[Any, ...], value: str) -> tuple[Any, ...]:
+    if len(set(found)) < len(found):
+        raise click.BadParameter(f"{value!r} names something twice")
+    return found
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Measure SwapServe with real engines on this machine."""
+
+
+@cli.command()
+@click.option("--engines", callback=listed(list(KINDS)), default="vllm,llamacpp", show_default=True)
+@click.option("--cycles", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--idle", callback=seconds, default="0,30", show_default=True)
+@click.option("--huge-pages", callback=listed(SETTINGS), default="off,on", show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the order of the arms.")
+@click.option("--size", type=click.Choice(list(SIZES)), default="small", show_default=True)
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
+@click.option(
+    "--work-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where images and state go for the time of the run  [default: the temporary directory]",
+)
+def swap(
+    *,
+    engines: tuple[str, ...],
+    cycles: int,
+    idle: tuple[float, ...],
+    huge_pages: tuple[str, ...],
+    seed: int,
+    size: str,
+    out: Path | None,
+    work_dir: Path | None,
+) -> None:
+    """Cold start, bare CRIU and SwapServe, interleaved in one run.
+
+    Needs root, CRIU, and the engines that scripts/setup --engines makes; keep the machine quiet.
+    Progress goes to standard error, the table to standard output.
+    """
+    if os.geteuid() != 0:
+        raise click.ClickException("CRIU needs root: run this as the superuser")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise click.ClickException(f"{out.parent} is no directory to write {out.name} in")
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    kinds = [KINDS[name] for name in engines]
+    settings = cast("tuple[HugePages, ...]", huge_pages)
+    blocks = plan.plan(kinds, cycles=cycles, idles=idle, huge_pages=settings, seed=seed)
+    options = {
+        "engines": engines,
+        "cycles": cycles,
+        "idle": idle,
+        "huge_pages": huge_pages,
+        "seed": seed,
+        "size": size,
+    }
+    try:
+        found = _measure(kinds, blocks, options, size=size, work_dir=work_dir, out=out)
+    except (Missing, ConfigError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(table.render(found))
+
+
+def _measure(
+    kinds: Sequence[EngineKind],
+    blocks: Sequence[plan.Block],
+    options: dict[str, Any],
+    *,
+    size: str,
+    work_dir: Path | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    paces = {kind.name: plan.guess(kind) for kind in kinds}
+    expected = plan.setup_s(kinds, paces) + plan.seconds(blocks, paces)
+    say(f"about {expected / 60:.0f} minutes on a quiet machine")
+    result: dict[str, Any] = {
+        "experiment": "swap",
+        "options": options,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions(kinds),
+        "machine": machine.facts(),
+        "method": report.METHOD,
+    }
+    with place(kinds, size=size, parent=work_dir) as here:
+        experiment = Experiment(here, kinds, say)
+        experiment.set_up(paces)
+        for number, block in enumerate(blocks):
+            left = plan.seconds(blocks[number:], paces) / 60
+            say(
+                f"cycle {block.cycle + 1}, huge pages {block.huge_pages}: about {left:.0f} min left"
+            )
+            experiment.run(block)
+            new_paces(experiment.samples, paces)
+            result["minutes"] = (time.monotonic() - begun) / 60
+            result["summary"] = report.summarise(experiment.samples)
+            result["samples"] = experiment.samples
+            if out is not None:  # after each block: an interrupted run leaves what it has
+                _write(out, result)
+    return result
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.rename(out)
+
+
+if __name__ == "__main__":
+    sys.exit(cli(prog_name="python -m evaluation"))
