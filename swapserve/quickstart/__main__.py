@@ -178,8 +178,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0 and not options.unprivileged:
         sys.stderr.write(NOT_ROOT)
         return 2
-    # TERM ends it as an interrupt from the keyboard does: cleanly.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Each ends it as an interrupt from the keyboard does: cleanly. asyncio looks at INT alone.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return _run(options, screen)
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ class Acts:
 
     async def first_answers(self) -> None:
         """Both models answer in turn: each comes cold once, then from its image."""
-        self._screen.head(f"1. {self._a.name} answers. Nothing runs yet, so it starts cold")
+        self._screen.head(f"1. {self._a.name} answers. Nothing runs yet")
         await self._short(self._a)
         self._screen.head(
             f"2. {self._b.name} answers. There is room for one: {self._a.name} leaves"
