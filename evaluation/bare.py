@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,21 @@ class Bare:
                 os.execv(argv[0], argv)  # noqa: S606 - an argument list, no shell
             finally:
                 os._exit(_EXEC_FAILED)
-        _, status = os.waitpid(child, 0)
+        try:
+            _, status = os.waitpid(child, 0)
+        except BaseException:
+            self._clear(child)
+            raise
         return os.waitstatus_to_exitcode(status)
+
+    def _clear(self, criu: int) -> None:
+        """End a restore that was interrupted, and what it has restored so far."""
+        left = {criu} | (self._group.pids() if self._group else set())
+        if self._group is None or not self._group.kill():
+            os.kill(criu, signal.SIGKILL)
+        for pid in left:
+            with suppress(ChildProcessError):  # not ours, but of another that is killed with it
+                os.waitpid(pid, 0)
 
     def _enter(self, root: Path) -> None:
         """CRIU needs the root to be a mount point; a namespace of its own keeps the host clean."""
