@@ -124,7 +124,7 @@ async def _show(options: argparse.Namespace, place: Place, screen: Screen) -> No
     url = await daemon.start(place, screen)
     screen.line(f"  serving on {url} (configuration: {place.config})")
     async with ChatClient(url) as chat, Acts(models, url, chat, screen).open() as acts:
-        await acts.first_answers()
+        await acts.first_answers(images=not options.unprivileged)
         if options.unprivileged:
             screen.head("4. Without root no stream can be moved, so that part is left out")
         else:

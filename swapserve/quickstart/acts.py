@@ -58,18 +58,22 @@ class Acts:
 
     # ------------------------------------------------------------------ acts
 
-    async def first_answers(self) -> None:
-        """Both models answer in turn: each comes cold once, then from its image."""
+    async def first_answers(self, *, images: bool) -> None:
+        """Both models answer in turn: each comes cold once, then from its image if it has one."""
         self._screen.head(f"1. {self._a.name} answers. Nothing runs yet")
         await self._short(self._a)
         self._screen.head(
             f"2. {self._b.name} answers. There is room for one: {self._a.name} leaves"
         )
         await self._short(self._b)
-        self._screen.head(
-            "3. Both again: now they are brought back (the first time, a canary request"
-        )
-        self._screen.line("   checks that a restored engine answers as it did before)")
+        self._screen.head("3. Both again")
+        if images:
+            self._screen.line(
+                "  Now they come from images. After the first restore of each, a request"
+            )
+            self._screen.line(
+                "  whose answer is known (the canary) checks that it works as before."
+            )
         for model in (self._a, self._b, self._a):
             answer = await self._short(model)
             self._rate = answer.tokens_per_s
