@@ -194,7 +194,12 @@ class Checkpoints:
         )
 
     def _mapped(self, root: int, spec: SandboxSpec) -> dict[str, str]:
-        """Return the identity of every host file that the tree has mapped."""
-        shown = tuple(bind.target for bind in spec.binds)
-        paths = (path for path in process.mapped_files(root) if path.startswith(shown))
-        return {path: identity(Path(path)) for path in paths}
+        """Return the identity of every host file that the tree has mapped, by host path."""
+        sources = {Path(bind.target): Path(bind.source) for bind in spec.binds}
+        files: dict[str, str] = {}
+        for inside in map(Path, process.mapped_files(root)):
+            target = next((up for up in (inside, *inside.parents) if up in sources), None)
+            if target is not None:  # else it is in a tmpfs, and so in the image
+                path = sources[target] / inside.relative_to(target)
+                files[str(path)] = identity(path)
+        return files

@@ -72,6 +72,10 @@ class Context:
         """Return where an engine's own output goes."""
         return self.config.paths.state_dir / "logs" / slug(engine)
 
+    def cache_dir(self, engine: str) -> Path:
+        """Return the engine's home directory."""
+        return self.config.paths.state_dir / "cache" / slug(engine)
+
     def record_path(self, engine: str) -> Path:
         """Return the file of an engine's record."""
         return self.records_dir / f"{slug(engine)}.json"

@@ -28,6 +28,7 @@ class Place:
         self.group: Cgroup | None = context.group(model.name)
         self.dir = context.engine_dir(model.name)
         self.root = self.dir / "root"
+        self.cache = context.cache_dir(model.name)
         self.log = context.log_dir(model.name) / sandbox.LOG_NAME
         self._context = context
         self._record = record
@@ -52,7 +53,8 @@ class Place:
     async def prepare(self, phases: Phases) -> SandboxSpec:
         """Make network, directories and log, and return the spec."""
         with phases.phase("sandbox"):
-            self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            for directory in (self.log.parent, self.cache):
+                directory.mkdir(parents=True, exist_ok=True, mode=0o750)
             _rotate(self.log)
             spec = self.spec()
             if network := self.network:
@@ -72,6 +74,7 @@ class Place:
             self.model,
             root=self.root,
             log_dir=self.log.parent,
+            cache_dir=self.cache,
             netns=network.path,
             cgroup=group,
             port=self._record.port,

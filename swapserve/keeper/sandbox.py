@@ -8,6 +8,8 @@ Why each part is there (each was tried with real engines and streams in flight):
   cannot break a restore, and the engine sees only what it needs, read-only;
 - private /dev/shm and /tmp (tmpfs): CRIU stores their content in the image, so one image can be
   restored any number of times and nothing leaks to the host;
+- a home directory of its own on disk: what engines compile and cache there (150 MB of vLLM's)
+  would otherwise be in every image, and be lost with every cold start;
 - stdout and stderr appended to a log opened inside the mount tree: CRIU checks the size of every
   open regular file except append-only ones, and looks up each in the mounts it knows;
 - no io_uring: CRIU 4.2 cannot dump it, and asking uvloop by environment did not keep it away;
@@ -25,6 +27,7 @@ from typing import Any
 from swapserve.config.recipes import launch_argv, launch_env, launch_read_only_paths
 from swapserve.config.schema import ModelConfig
 
+CACHE_DIR = "/cache"
 LOG_DIR = "/log"
 LOG_NAME = "engine.log"
 TMPFS = {"/dev/shm": "mode=1777", "/tmp": "mode=1777"}  # noqa: S108 - inside the sandbox
@@ -79,7 +82,14 @@ def slug(name: str) -> str:
 
 
 def sandboxed(
-    model: ModelConfig, *, root: Path, log_dir: Path, netns: Path, cgroup: Path | None, port: int
+    model: ModelConfig,
+    *,
+    root: Path,
+    log_dir: Path,
+    cache_dir: Path,
+    netns: Path,
+    cgroup: Path | None,
+    port: int,
 ) -> SandboxSpec:
     """Return the spec of an engine in its own namespaces."""
     argv = launch_argv(model, host="0.0.0.0", port=port)  # noqa: S104 - in its own network
@@ -91,7 +101,7 @@ def sandboxed(
         root=str(root),
         netns=str(netns),
         cgroups=(str(cgroup),) if cgroup else (),
-        binds=_binds(model, argv, log_dir),
+        binds=_binds(model, argv, {LOG_DIR: log_dir, CACHE_DIR: cache_dir}),
         tmpfs=dict(TMPFS),
     )
 
@@ -135,7 +145,7 @@ def prepare_root(spec: SandboxSpec) -> None:
     for name in _ETC:
         if Path("/etc", name).exists():
             shutil.copy(Path("/etc", name), root / "etc" / name)
-    (root / "etc/passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")
+    (root / "etc/passwd").write_text(f"root:x:0:0:root:{CACHE_DIR}:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     for bound in spec.binds:
@@ -160,10 +170,21 @@ def model_files(model: ModelConfig) -> list[Path]:
 
 
 def _base_env() -> dict[str, str]:
-    return {"PATH": _PATH, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "USER": "root"}  # noqa: S108
+    return {
+        "PATH": _PATH,
+        "HOME": CACHE_DIR,
+        "XDG_CACHE_HOME": CACHE_DIR,
+        # PyTorch's compiler would put its files below TMPDIR.
+        "TORCHINDUCTOR_CACHE_DIR": f"{CACHE_DIR}/torchinductor",
+        "TMPDIR": "/tmp",  # noqa: S108
+        "LANG": "C.UTF-8",
+        "USER": "root",
+    }
 
 
-def _binds(model: ModelConfig, argv: tuple[str, ...], log_dir: Path) -> tuple[Bind, ...]:
+def _binds(
+    model: ModelConfig, argv: tuple[str, ...], writable: dict[str, Path]
+) -> tuple[Bind, ...]:
     shown = {Path("/usr"), Path("/etc/alternatives"), Path("/sys/devices/system")}
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         if Path("/", name).is_dir() and not Path("/", name).is_symlink():
@@ -178,7 +199,9 @@ def _binds(model: ModelConfig, argv: tuple[str, ...], log_dir: Path) -> tuple[Bi
     binds = [Bind(source=str(path), target=str(path), read_only=True) for path in sorted(outermost)]
     devices = [f"/dev/{name}" for name in _DEVICES]
     binds += [Bind(source=device, target=device, read_only=False) for device in devices]
-    binds.append(Bind(source=str(log_dir), target=LOG_DIR, read_only=False))
+    binds += [
+        Bind(source=str(path), target=target, read_only=False) for target, path in writable.items()
+    ]
     return tuple(binds)
 
 

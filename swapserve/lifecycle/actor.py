@@ -167,6 +167,8 @@ class EngineActor:
             if not (began and way == "adopt"):
                 self._change(_S.STARTING if cold else _S.SWAPPING_IN, self.tier, cause)
             try:
+                if way == "cold":  # whether it ends with a golden image depends on what is there
+                    holding = await self._look()
                 await self._mover.enter(way, holding, move.trace)
             except KeeperUnavailable:
                 raise
