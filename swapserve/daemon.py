@@ -352,7 +352,7 @@ def drop_privileges(config: Config) -> None:
     if config.server.user is not None:
         account = pwd.getpwnam(config.server.user)
         for path in (home, *home.iterdir()):
-            os.chown(path, account.pw_uid, account.pw_gid)
+            os.lchown(path, account.pw_uid, account.pw_gid)  # a link could lead anywhere
         os.initgroups(account.pw_name, account.pw_gid)
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
