@@ -13,11 +13,13 @@ from typing import Any, cast
 import click
 
 from evaluation import machine, plan, report, table
+from evaluation.bare import BareFailed
 from evaluation.engines import KINDS, EngineKind, Missing
 from evaluation.session import HugePages, place
-from evaluation.swap import Experiment, new_paces
+from evaluation.stream import StreamFailed
+from evaluation.swap import Experiment, WrongAnswer, new_paces
 from evaluation.versions import commit, versions
-from swapserve.errors import ConfigError
+from swapserve.errors import SwapServeError
 from swapserve.testing.weights import SIZES
 
 SETTINGS: tuple[HugePages, ...] = ("off", "on")
@@ -95,7 +97,8 @@ def swap(
         raise click.ClickException("CRIU needs root: run this as the superuser")
     if out is not None and not out.absolute().parent.is_dir():
         raise click.ClickException(f"{out.parent} is no directory to write {out.name} in")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # also where a shell had it ignored
     kinds = [KINDS[name] for name in engines]
     settings = cast("tuple[HugePages, ...]", huge_pages)
     blocks = plan.plan(kinds, cycles=cycles, idles=idle, huge_pages=settings, seed=seed)
@@ -109,8 +112,8 @@ def swap(
     }
     try:
         found = _measure(kinds, blocks, options, size=size, work_dir=work_dir, out=out)
-    except (Missing, ConfigError) as error:
-        raise click.ClickException(str(error)) from error
+    except (Missing, BareFailed, StreamFailed, WrongAnswer, SwapServeError) as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
     click.echo(table.render(found))
 
 
