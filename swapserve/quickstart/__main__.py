@@ -33,34 +33,39 @@ This needs root: CRIU moves processes to disk and back, and each engine gets nam
 """
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    options = argparse.ArgumentParser(
         prog="scripts/quickstart",
         description="Two models, room for one: see them swapped, and a stream go on after it.",
     )
-    parser.add_argument(
+    options.add_argument(
         "--smoke", action="store_true", help="stop everything at the end; exit 1 if anything failed"
     )
-    parser.add_argument(
+    options.add_argument(
         "--engines", default="llamacpp,llamacpp", help="engine of each model: llamacpp or vllm"
     )
-    parser.add_argument(
+    options.add_argument(
         "--models",
         choices=["auto", "hub", "generated"],
         help="from the hub, or with random weights (default: the hub's if it can be reached;"
         " with --smoke generated ones)",
     )
-    parser.add_argument("--dir", type=Path, help="where state and images go")
-    parser.add_argument("--port", type=int, help="of the endpoint (default: 8080, or a free one)")
-    parser.add_argument("--subnet", default="10.231.0.0/16", help="private range for sandboxes")
-    parser.add_argument("--unprivileged", action="store_true", help="do without root")
-    options = parser.parse_args(arguments)
+    options.add_argument("--dir", type=Path, help="where state and images go")
+    options.add_argument("--port", type=int, help="of the endpoint (default: 8080, or a free one)")
+    options.add_argument("--subnet", default="10.231.0.0/16", help="private range for sandboxes")
+    options.add_argument("--unprivileged", action="store_true", help="do without root")
+    return options
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    options = parser().parse_args(arguments)
     options.engines = tuple(options.engines.split(","))
     if len(options.engines) == 1:
         options.engines *= 2
     if len(options.engines) != len(NAMES) or set(options.engines) - {"llamacpp", "vllm"}:
-        parser.error("--engines takes one or two of llamacpp, vllm, with a comma between them")
+        parser().error("--engines takes one or two of llamacpp, vllm, with a comma between them")
     return options
 
 

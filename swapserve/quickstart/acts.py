@@ -94,25 +94,25 @@ class Acts:
         after = await self._pid(a)
         self._say_answer(b, other)
         self._say_answer(a, stream)
-        away_s = _away_s(await self.events(), a, began)
+        away = away_s(await self.events(), a, began)
         reference = Answer()
         self._screen.head(f"5. The same request to {a}, undisturbed, to compare")
         async with self._showing(lambda: _progress(a, reference, tokens)):
             await self._complete(self._a, tokens, reference)
         self._say_answer(a, reference)
-        self._compare(stream, reference, away_s=away_s, pids=(before, after))
+        self._compare(stream, reference, away=away, pids=(before, after))
 
     # ---------------------------------------------------------------- checks
 
     def _compare(
-        self, stream: Answer, reference: Answer, *, away_s: float, pids: tuple[int, int]
+        self, stream: Answer, reference: Answer, *, away: float, pids: tuple[int, int]
     ) -> None:
         check = self._screen.check
         cut, total = stream.tokens_before_gap, len(stream.at)
         check(
-            stream.longest_gap_s >= away_s > 0,
+            stream.longest_gap_s >= away > 0,
             f"the stream paused for {stream.longest_gap_s:.2f} s, its engine was away for"
-            f" {away_s:.2f} s, the connection stayed open",
+            f" {away:.2f} s, the connection stayed open",
         )
         check(
             min(cut, total - cut) >= LEAST_SIDE,
@@ -190,14 +190,17 @@ def _progress(name: str, answer: Answer, tokens: int) -> str:
     return f"{name}: {len(answer.tokens)}/{tokens}  {tail}"
 
 
-def _away_s(events: list[Received], engine: str, since: float) -> float:
-    """Return the seconds between the end of the engine's swap out and the begin of its swap in."""
-    at = {
-        event.data["new"]: event.at
-        for event in events
-        if event.kind == "engine_changed" and event.data["engine"] == engine and event.at >= since
-    }
-    return at.get("swapping_in", 0.0) - at.get("swapped_out", 0.0)
+def away_s(events: list[Received], engine: str, since: float) -> float:
+    """Return the longest time from the end of a swap out of the engine to its next swap in."""
+    longest, left = 0.0, None
+    for event in events:
+        if event.kind != "engine_changed" or event.data["engine"] != engine or event.at < since:
+            continue
+        if event.data["new"] == "swapped_out":
+            left = event.at
+        elif left is not None:
+            longest, left = max(longest, event.at - left), None
+    return longest
 
 
 def _first_difference(stream: Answer, reference: Answer) -> int:

@@ -194,8 +194,8 @@ devices:
 # Short turns, so that there is something to see.
 scheduling:
   busy: preempt
-  quantum: 2s
-  max_wait: 5s
+  quantum: 4s
+  max_wait: 8s
 
 models:
 """
