@@ -207,4 +207,4 @@ class ImageStore:
         A golden image only saves a cold start; a live one holds somebody's answer and stays.
         """
         others = [path for path in self._dir.glob("*/golden") if path.parent.name != slug]
-        return sorted(others, key=lambda path: (path / MANIFEST).stat().st_atime_ns)
+        return sorted(others, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)

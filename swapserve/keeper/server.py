@@ -297,11 +297,12 @@ def _as_json(error: SwapServeError) -> dict[str, Any]:
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
     """Hold the lock that keeps a second keeper of the same directory away."""
-    with path.open("w") as lock:
+    with path.open("a") as lock:  # not "w": the pid in there may be another keeper's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OSError(f"another keeper runs: {path} is locked") from error
+        lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield

@@ -14,6 +14,7 @@ from swapserve.config.schema import ModelConfig
 from swapserve.errors import (
     CriuError,
     IllegalTransition,
+    ImageError,
     KeeperUnavailable,
     SwapServeError,
 )
@@ -33,7 +34,7 @@ from swapserve.states import TRANSITIONS, EngineState, Tier
 from swapserve.status import SwapSummary
 from swapserve.swap.cache import CacheValue
 from swapserve.swap.moves import Mover
-from swapserve.swap.plan import WayIn, tier_after, way_out, ways_in
+from swapserve.swap.plan import WayIn, WayOut, tier_after, ways_in, ways_out
 from swapserve.swap.trace import Move, Trace
 
 FIRST_MEASURE_S = 3.0
@@ -220,16 +221,28 @@ class EngineActor:
 
     async def _swap_out(self, order: Order) -> None:
         self._change(_S.SWAPPING_OUT, self.tier, order.cause)
-        keep_cache = self._keeps_cache()
-        way = way_out(self.model, self._known(), in_flight=order.in_flight, keep_cache=keep_cache)
-        move = Move("swap_out", way, Tier.DEVICE, order.cause)
-        try:
-            await self._mover.leave(way, move.trace)
-        except KeeperUnavailable:
-            raise
-        except SwapServeError as error:
-            await self._failed_out(error, move)
+        ways = ways_out(
+            self.model,
+            self._known(),
+            in_flight=order.in_flight,
+            keep_cache=self._keeps_cache(),
+        )
+        for way in ways:
+            move = Move("swap_out", way, Tier.DEVICE, order.cause)
+            try:
+                await self._mover.leave(way, move.trace)
+            except KeeperUnavailable:
+                raise
+            except SwapServeError as error:
+                if isinstance(error, ImageError) and way != ways[-1]:
+                    self.notice(f"{error}; it leaves without")
+                    continue
+                await self._failed_out(error, move)
+            else:
+                await self._went(way, order, move)
             return
+
+    async def _went(self, way: WayOut, order: Order, move: Move) -> None:
         if way == "live":
             self._cache.dumped(move.trace.seconds)
         else:

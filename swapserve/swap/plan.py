@@ -27,18 +27,25 @@ def ways_in(model: ModelConfig, holding: Holding) -> Sequence[WayIn]:
     return (*ways, "cold")
 
 
-def way_out(model: ModelConfig, holding: Holding, *, in_flight: int, keep_cache: bool) -> WayOut:
-    """Return the way out.
+def ways_out(
+    model: ModelConfig, holding: Holding, *, in_flight: int, keep_cache: bool
+) -> Sequence[WayOut]:
+    """Return the ways out, the best first; a later one is for when there is no room for an image.
 
     `live`: dump everything, requests in flight and cache included. `discard`: kill it, because
-    its golden image is as good. `kill`: nothing of it can be kept, it will start cold.
+    its golden image is as good. `kill`: nothing of it can be kept, it will start cold; never for
+    an engine that still owes answers and could be dumped.
     """
     disk = holding.can_dump and Tier.DISK in model.tiers
-    if in_flight or keep_cache:
-        return "live" if disk else "kill"
-    if holding.golden and model.golden and disk:
-        return "discard"
-    return "live" if disk else "kill"
+    if not disk:
+        return ("kill",)
+    if in_flight:
+        return ("live",)
+    golden = holding.golden and model.golden
+    last: WayOut = "discard" if golden else "kill"
+    if golden and not keep_cache:
+        return ("discard",)
+    return ("live", last)
 
 
 def tier_after(way: WayOut) -> Tier:
