@@ -115,6 +115,8 @@ def swap(
     except (Missing, BareFailed, StreamFailed, WrongAnswer, SwapServeError) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
     click.echo(table.render(found))
+    if wrong := report.wrong_streams(found["samples"]):
+        raise click.ClickException(f"{wrong} preempted streams were not what they should be")
 
 
 def _measure(

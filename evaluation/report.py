@@ -190,5 +190,11 @@ def _streams(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def wrong_streams(samples: Iterable[Sample]) -> int:
+    """Count the streams that were preempted beyond doubt and then were wrong."""
+    cases = (case for sample in samples for case in sample.get("cases", ()))
+    return sum(case["counted"] and (case["equal"] is False or not case["whole"]) for case in cases)
+
+
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.report import summarise
+from evaluation.report import summarise, wrong_streams
 from evaluation.table import render
 
 SWAP = {"phases": {"restore": 0.5, "probe": 0.01}, "bytes": 7}
@@ -127,6 +127,13 @@ def test_a_batch_is_whole_or_not_and_its_tokens_are_not_compared() -> None:
     found = summarise(samples)["vllm"]["batched"]
     assert found["whole"] is False
     assert found["tokens_equal"] is None
+
+
+def test_only_streams_that_count_can_be_wrong() -> None:
+    good = [_case(), _case(equal=None), _case(counted=False, equal=False)]
+    bad = [_case(equal=False), _case(whole=False)]
+    assert wrong_streams([_preempted("preempt", *good), *_pair(1, swap_in=1.0, bare=1.0)]) == 0
+    assert wrong_streams([_preempted("preempt", *good), _preempted("batch", *bad)]) == 2
 
 
 def test_the_table_shows_every_arm_and_verdict() -> None:
