@@ -76,6 +76,7 @@ class KeeperClient:
                 if not future.done():
                     future.set_exception(gone)
             self._pending.clear()
+            self.close()  # so that later calls fail at once
         raise gone
 
     def close(self) -> None:

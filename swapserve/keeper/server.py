@@ -38,7 +38,7 @@ from swapserve.keeper import network, record
 from swapserve.keeper.context import Context
 from swapserve.keeper.engine import HeldEngine
 from swapserve.keeper.place import new_record
-from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, VerbReport
+from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, ImageKind, VerbReport
 from swapserve.system import linux
 
 SOCKET_NAME = "keeper.sock"
@@ -204,7 +204,7 @@ class Keeper:
             answer = {"id": number, "ok": await self._carry_out(verb, request)}
         except SwapServeError as error:
             answer = {"id": number, "error": _as_json(error)}
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             log.exception("event=verb_failed verb=%s", verb)
             answer = {"id": number, "error": _as_json(KeeperError(f"{verb}: {error}"))}
         if not writer.is_closing():
@@ -241,6 +241,14 @@ def _reporting(work: Callable[[HeldEngine, dict[str, Any]], Awaitable[VerbReport
     return action
 
 
+def _kind(request: dict[str, Any]) -> ImageKind:
+    """Return the kind of image asked for; it becomes part of a path, so no other word will do."""
+    kind = request.get("kind")
+    if kind not in ("live", "golden"):
+        raise KeeperError(f"{kind!r} is no kind of image")
+    return "golden" if kind == "golden" else "live"
+
+
 async def _holding(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
     if request.get("settled"):
         await engine.idle()
@@ -269,11 +277,11 @@ _VERBS: dict[str, Action] = {
     "spawn": _reporting(lambda engine, _: engine.spawn()),
     "freeze": _reporting(lambda engine, _: engine.freeze()),
     "thaw": _reporting(lambda engine, _: engine.thaw()),
-    "dump": _reporting(lambda engine, r: engine.dump(r["kind"], r.get("canary"))),
-    "restore": _reporting(lambda engine, r: engine.restore(r["kind"])),
+    "dump": _reporting(lambda engine, r: engine.dump(_kind(r), r.get("canary"))),
+    "restore": _reporting(lambda engine, r: engine.restore(_kind(r))),
     "discard": _reporting(lambda engine, _: engine.discard()),
     "stop": _reporting(lambda engine, r: engine.stop(float(r["grace_s"]))),
-    "drop_image": _reporting(lambda engine, r: engine.drop_image(r["kind"])),
+    "drop_image": _reporting(lambda engine, r: engine.drop_image(_kind(r))),
 }
 
 
