@@ -96,12 +96,12 @@ async def prepare(recipes: tuple[Recipe, Recipe], source: str, screen: Screen) -
     """
     from_hub = source == "hub"
     if source == "auto":
-        from_hub = await _hub_answers()
+        from_hub = await hub_answers()
         if not from_hub:
             screen.line("  no model hub in reach: models with random weights instead")
     models = []
     for index, (name, recipe) in enumerate(zip(NAMES, recipes, strict=True)):
-        path = await _pulled(*HUB[recipe][index], screen) if from_hub else None
+        path = await pulled(*HUB[recipe][index], screen) if from_hub else None
         generated = path is None
         if path is None:
             if source == "hub":
@@ -112,7 +112,8 @@ async def prepare(recipes: tuple[Recipe, Recipe], source: str, screen: Screen) -
     return models
 
 
-async def _hub_answers() -> bool:
+async def hub_answers() -> bool:
+    """Return whether somebody answers at the hub's address."""
     url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
@@ -124,7 +125,7 @@ async def _hub_answers() -> bool:
     return True
 
 
-async def _pulled(repo: str, wanted: str, screen: Screen) -> Path | None:
+async def pulled(repo: str, wanted: str, screen: Screen) -> Path | None:
     """Return the model from the hub; None, with a word on the screen, if it cannot be had."""
     dest = cache_dir() / "models" / repo.replace("/", "--")
     path = dest if wanted == "*" else dest / wanted

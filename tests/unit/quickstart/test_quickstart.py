@@ -11,10 +11,11 @@ from swapserve.quickstart import times
 from swapserve.quickstart.__main__ import parse
 from swapserve.quickstart.acts import away_s
 from swapserve.quickstart.daemon import Place
-from swapserve.quickstart.models import Model, write_config
+from swapserve.quickstart.models import HUB, Model, hub_answers, pulled, write_config
 from swapserve.quickstart.screen import Screen, table
 from swapserve.states import Tier
 from swapserve.status import SwapSummary
+from tests.support.hub_server import running_hub
 
 
 def changed(engine: str, new: str, at: float) -> Received:
@@ -148,3 +149,24 @@ def test_no_keeper_is_found_where_none_runs(tmp_path: Path) -> None:
     place.run_dir.mkdir()
     (place.run_dir / "keeper.lock").write_text("1\n")
     assert place.keeper_pid() is None
+
+
+@pytest.mark.anyio
+async def test_a_model_comes_from_the_hub_once_and_its_absence_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repo, file), (other, _) = HUB["llamacpp"]
+    monkeypatch.setenv("SWAPSERVE_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    out = io.StringIO()
+    with running_hub(repo, {file: b"GGUF", "other.gguf": b"no"}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        assert await hub_answers()
+        path = await pulled(repo, file, Screen(out))
+        assert await pulled(other, "x.gguf", Screen(out)) is None
+    assert path is not None
+    assert path.read_bytes() == b"GGUF"
+    assert [one.name for one in path.parent.iterdir()] == [file]
+    assert other in out.getvalue()
+    assert not await hub_answers()
+    assert await pulled(repo, file, Screen(out)) == path
