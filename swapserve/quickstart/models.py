@@ -139,7 +139,7 @@ async def pulled(repo: str, wanted: str, screen: Screen) -> Path | None:
         async with screen.watching(_growth(f"fetching {repo}", part)):
             await run(argv, timeout_s=PULL_TIMEOUT_S)
     except CommandError as error:
-        screen.line(f"  {error.output_tail.splitlines()[-1]}")
+        screen.line(f"  {repo} cannot be fetched: {error.output_tail.splitlines()[-1]}")
         return None
     return path
 
