@@ -11,6 +11,7 @@ from swapserve.config.machine import find_binary, resolve_profile
 from swapserve.config.models import Read
 from swapserve.config.nodes import Problems
 from swapserve.config.reader import Section
+from swapserve.config.recipe_files import shipped_recipes
 from swapserve.config.schema import Config, DeviceConfig, KeeperConfig, ServerConfig
 from swapserve.errors import ConfigError
 from swapserve.ids import DeviceName
@@ -138,8 +139,11 @@ def is_loopback(host: str) -> bool:
 
 
 def config_files(config: Config) -> tuple[Path, ...]:
-    """Return the files that decide what engines run: the configuration and its recipes."""
-    recipes = {model.recipe.source for model in config.models.values()}
+    """Return the files that decide what engines run: the configuration and its recipes.
+
+    Shipped recipes are left out: whoever can change them can change the program beside them.
+    """
+    recipes = {model.recipe.source for model in config.models.values()} - shipped_recipes()
     return (config.source, *sorted(path for path in recipes if path is not None))
 
 

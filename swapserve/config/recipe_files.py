@@ -47,12 +47,21 @@ def find_recipes(dirs: Iterable[Path] = ()) -> dict[str, Recipe]:
 
 def recipe_paths(dirs: Iterable[Path] = ()) -> dict[str, Path]:
     """Return recipe files by name: those of `dirs`, the wheel's, the checkout's."""
-    package = Path(swapserve.__file__).parent
     found: dict[str, Path] = {}
-    for directory in (*dirs, package / "_recipes", package.parent / "engines"):
+    for directory in (*dirs, *_shipped_dirs()):
         for path in sorted(directory.glob("*.yaml")):
             found.setdefault(path.stem, path)
     return found
+
+
+def shipped_recipes() -> set[Path]:
+    """Return the recipe files that came with this program."""
+    return {path.absolute() for folder in _shipped_dirs() for path in folder.glob("*.yaml")}
+
+
+def _shipped_dirs() -> tuple[Path, Path]:
+    package = Path(swapserve.__file__).parent
+    return (package / "_recipes", package.parent / "engines")
 
 
 class RecipeBook:

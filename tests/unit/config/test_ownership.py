@@ -5,6 +5,7 @@ import pytest
 
 from swapserve.config.check import check_ownership, config_files
 from swapserve.config.load import load
+from swapserve.config.recipe_files import recipe_paths
 from swapserve.errors import ConfigError
 
 
@@ -62,7 +63,15 @@ def test_a_file_that_is_not_there_is_not_trusted(tmp_path: Path) -> None:
         check_ownership(tmp_path / "none.yaml")
 
 
-def test_a_configurations_files_are_itself_and_its_recipes(config_file: Path) -> None:
+def test_a_shipped_recipe_is_as_trusted_as_the_program_beside_it(config_file: Path) -> None:
+    assert [path.name for path in config_files(load(config_file))] == ["swapserve.yaml"]
+
+
+def test_a_recipe_of_ones_own_is_looked_at(config_file: Path) -> None:
+    folder = config_file.parent / "recipes"
+    folder.mkdir()
+    (folder / "generic.yaml").write_bytes(recipe_paths()["generic"].read_bytes())
+    config_file.write_text(f"recipe_dirs: [recipes]\n{config_file.read_text()}")
     names = [path.name for path in config_files(load(config_file))]
     assert names == ["swapserve.yaml", "generic.yaml"]
 
