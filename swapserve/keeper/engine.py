@@ -26,7 +26,7 @@ from swapserve.system.command import run
 from swapserve.system.process import ProcessRef
 
 SPAWN_TIMEOUT_S = 60.0
-LOG_LIMIT_BYTES = 32 << 20
+LOG_TAIL_LINES = 25
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,11 @@ class HeldEngine:
             canary_passed=golden.canary_passed if golden else False,
         )
 
+    @property
+    def root(self) -> ProcessRef | None:
+        """Its first process, None if it is away."""
+        return self._tree.root
+
     async def idle(self) -> None:
         """Wait until no verb is under way."""
         await self._idle.wait()
@@ -100,8 +105,8 @@ class HeldEngine:
             spec = await self.place.prepare(phases)
             await self._checkpoints.drop("live")
             with phases.phase("spawn"):
-                pid = await self._execute(spec)
-            self._tree.adopt(ProcessRef.of(pid), restored_from=None)
+                ref = await self._execute(spec)
+            self._tree.adopt(ref, restored_from=None)
             return phases.report()
 
     async def freeze(self) -> VerbReport:
@@ -212,17 +217,19 @@ class HeldEngine:
             self._verb = None
             self._idle.set()
 
-    async def _execute(self, spec: SandboxSpec) -> int:
+    async def _execute(self, spec: SandboxSpec) -> ProcessRef:
         argv = [sys.executable, "-m", "swapserve.keeper.sandbox_init"]
         try:
             done = await run(
                 argv, timeout_s=SPAWN_TIMEOUT_S, stdin=json.dumps(spec.as_json()).encode()
             )
-            pid: int = json.loads(done.stdout)["pid"]
+            return ProcessRef.of(json.loads(done.stdout)["pid"])
+        except ProcessLookupError as error:
+            tail = await asyncio.to_thread(self.place.log_tail, LOG_TAIL_LINES)
+            raise StartFailed(self.model.name, "it ended at once", tail) from error
         except (CommandError, ValueError, KeyError) as error:
             reason = error.output_tail if isinstance(error, CommandError) else str(error)
             raise StartFailed(self.model.name, reason) from error
-        return pid
 
     def _grace_s(self) -> float:
         own = self.model.stop_grace_s

@@ -39,7 +39,7 @@ from swapserve.keeper.context import Context
 from swapserve.keeper.engine import HeldEngine
 from swapserve.keeper.place import new_record
 from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, ImageKind, VerbReport
-from swapserve.system import linux
+from swapserve.system import command, linux, process
 
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
@@ -140,6 +140,11 @@ class Keeper:
         assert self._tasks is not None
         self._tasks.create_task(guarded())
 
+    def _reap_orphans(self) -> None:
+        roots = {root.pid for engine in self._engines.values() if (root := engine.root)}
+        if count := process.reap_orphans(roots | command.running):
+            log.info("event=reaped_orphans count=%d", count)
+
     def _announce(self, exited: Exited) -> None:
         line = _line({"event": "exited", "engine": exited.engine, "pid": exited.pid,
                       "status": exited.status})  # fmt: skip
@@ -209,6 +214,7 @@ class Keeper:
             answer = {"id": number, "error": _as_json(KeeperError(f"{verb}: {error}"))}
         if not writer.is_closing():
             writer.write(_line(answer))
+        self._reap_orphans()
 
     async def _carry_out(self, verb: str, request: dict[str, Any]) -> dict[str, Any]:
         if verb == "hello":

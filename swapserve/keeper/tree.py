@@ -172,7 +172,7 @@ class EngineTree:
         if pidfd is not None:
             try:
                 await process.ended(pidfd)
-                status = process.reap(pidfd)
+                status = await process.reap(pidfd)
             finally:
                 os.close(pidfd)
         self._record.process = None

@@ -23,6 +23,9 @@ GRACE_S = 2.0
 """How long a tool may take to end after TERM before it gets KILL."""
 TAIL_CHARS = 4000
 
+running: set[int] = set()
+"""Tools that this module waits for, so that nobody else collects their exit status."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
@@ -180,11 +183,13 @@ def _started(
             process.kill()
             process.wait()
             raise
+        running.add(process.pid)
         try:
             yield _Child(
                 process=process, pidfd=pidfd, stdout=stdout, stderr=stderr, started=started
             )
         finally:
+            running.discard(process.pid)
             os.close(pidfd)
 
 

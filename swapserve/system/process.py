@@ -1,12 +1,16 @@
 """Processes by identity (pid and start time), their trees, their memory, and their end."""
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+REAP_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +82,37 @@ async def ended(pidfd: int) -> None:
         loop.remove_reader(pidfd)
 
 
-def reap(pidfd: int) -> str:
-    """Collect an ended process: `exit 1`, `signal SIGKILL`, or `unknown` if it is not our child."""
+def _collect(pidfd: int) -> os.waitid_result | None:
+    return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+
+
+async def reap(pidfd: int) -> str:
+    """Collect an ended process: `exit 1`, `signal SIGKILL`, or `unknown` if it is not our child.
+
+    As long as a tracer holds on to it (CRIU, to what it has just dumped), only that one may.
+    """
     try:
-        end = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        while (end := _collect(pidfd)) is None:  # noqa: ASYNC110 - no event tells of its release
+            await asyncio.sleep(REAP_POLL_S)
     except ChildProcessError:
-        return "unknown"
-    if end is None:
         return "unknown"
     if end.si_code == os.CLD_EXITED:
         return f"exit {end.si_status}"
     return f"signal {signal.Signals(end.si_status).name}"
+
+
+def reap_orphans(keep: Collection[int]) -> int:
+    """Collect ended children of ours that nobody waits for; return how many there were.
+
+    A subreaper is given what others leave behind, such as the half restored tree of a CRIU that
+    failed, and an engine's processes that outlived their first one.
+    """
+    count = 0
+    for pid in _children(os.getpid()):
+        if pid not in keep and _start_ticks(pid) is None:
+            with contextlib.suppress(ChildProcessError):
+                count += os.waitpid(pid, os.WNOHANG)[0] == pid
+    return count
 
 
 def tree(root: int) -> list[int]:
@@ -106,11 +130,17 @@ def tree(root: int) -> list[int]:
 def _walk(root: int) -> list[int]:
     found = [root]
     for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                found.extend(int(child) for child in children.read_text().split())
-            except OSError:
-                continue
+        found.extend(_children(pid))
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found.extend(int(child) for child in children.read_text().split())
+        except OSError:
+            continue
     return found
 
 
