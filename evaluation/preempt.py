@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ LEAST_TOKENS = 50
 """On each side of the freeze."""
 SWAP_AT = 60
 """Pieces after which the engine is swapped out."""
-FIRST_TOKENS = 400
+FIRST_TOKENS = 200
 MOST_TOKENS = 1600
 """A fast engine gets a longer stream, so that it is still busy when it is swapped out."""
 
@@ -53,18 +53,29 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preemption:
-    """What happened to the streams, and what both moves took (as callers see it)."""
+    """What happened to the streams, and what both moves took (as callers see it).
+
+    `attempts`: how many streams it took until one was long enough to be interrupted.
+    """
 
     cases: tuple[Case, ...]
+    old_pid: int | None
+    old_gone: bool
+    new_pid: int | None
     out_s: float
     out: SwapSummary
     back_s: float
     back: SwapSummary
+    attempts: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "cases": [asdict(case) for case in self.cases],
+            "attempts": self.attempts,
+            "old_pid": self.old_pid,
+            "old_gone": self.old_gone,
+            "new_pid": self.new_pid,
             "swap_out_s": self.out_s,
             "swap_out": asdict(self.out),
             "swap_in_s": self.back_s,
@@ -76,13 +87,15 @@ def exact(session: Session, kind: EngineKind, *, number: int, away_s: float) -> 
     """Interrupt one stream of an engine that runs one at a time; tokens must be equal."""
     model = kind.model("swapped")
     tokens = FIRST_TOKENS
-    while True:
+    for attempt in count(1):
         body = request(kind, model, tokens=tokens, number=number)
         wanted = ask(session.address, body)
         found = _interrupt(session, model, [body], [wanted], away_s=away_s)
-        if found.out.mechanism == "live" or tokens >= MOST_TOKENS:
-            return found
+        if found.cases[0].counted or tokens >= MOST_TOKENS:
+            return replace(found, attempts=attempt)
+        session.quiet(model)
         tokens *= 2
+    raise AssertionError("counting has no end")
 
 
 def batched(session: Session, kind: EngineKind, *, number: int, away_s: float) -> Preemption:
@@ -117,12 +130,22 @@ def _interrupt(
         away = time.monotonic() - left
         back_s, back = session.swap_in(model)
         answers = [future.result() for future in futures]
-    moved = gone and session.engine(model).pid not in {None, old_pid}
+    new_pid = session.engine(model).pid
+    moved = gone and new_pid not in {None, old_pid}
     cases = tuple(
         judge(answer, body, wanted[place] if wanted else None, away_s=away, moved=moved)
         for place, (answer, body) in enumerate(zip(answers, bodies, strict=True))
     )
-    return Preemption(cases=cases, out_s=out_s, out=out, back_s=back_s, back=back)
+    return Preemption(
+        cases=cases,
+        old_pid=old_pid,
+        old_gone=gone,
+        new_pid=new_pid,
+        out_s=out_s,
+        out=out,
+        back_s=back_s,
+        back=back,
+    )
 
 
 def _begin(
