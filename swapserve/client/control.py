@@ -30,8 +30,8 @@ class DaemonUnreachable(SwapServeError, ConnectionError):
         self.url = url
         self.reason = reason
         super().__init__(
-            f"No SwapServe daemon answers at {url} ({reason}). Start one with 'swapserve serve"
-            " --config FILE', or name its address with --url or SWAPSERVE_URL."
+            f"No SwapServe daemon answers at {url} ({reason}). Start one with 'swapserve"
+            " --config FILE serve', or name its address with --url or SWAPSERVE_URL."
         )
 
 
