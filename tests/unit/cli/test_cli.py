@@ -186,7 +186,7 @@ def test_exit_status_2_for_wrong_usage_or_configuration(args: list[str]) -> None
 def test_exit_status_3_when_no_daemon_answers() -> None:
     result = call("--url", unused_url(), "status")
     assert result.exit_code == 3
-    assert "swapserve serve" in result.stderr
+    assert "swapserve --config FILE serve" in result.stderr
 
 
 def test_the_program_itself_ends_with_that_status(tmp_path: Path) -> None:

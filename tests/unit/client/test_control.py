@@ -87,7 +87,7 @@ def test_nobody_at_the_address_says_how_to_start_the_daemon() -> None:
         with ControlClient(url) as client, pytest.raises(DaemonUnreachable) as caught:
             client.status()
     assert url in str(caught.value)
-    assert "swapserve serve" in str(caught.value)
+    assert "swapserve --config FILE serve" in str(caught.value)
 
 
 def test_an_answer_that_does_not_come_in_time_is_unreachable() -> None:
