@@ -87,7 +87,7 @@ class Daemon:
 
         Raises:
             KeeperUnavailable: the keeper went away; engines stay as they are.
-            KeeperError: it speaks another protocol, or keeps other engines.
+            KeeperError: it was started with another version or configuration.
             OSError: the address of the front door cannot be had.
         """
         self._journal.open()
@@ -95,7 +95,7 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             background = [tasks.create_task(self._listen_to_keeper())]
-            await self._check_keeper()
+            await self._keeper.hello()
             background += self._build(tasks)
             async with self._proxy:
                 app = build_app(self._deps())
@@ -115,16 +115,6 @@ class Daemon:
         except KeeperError:
             if not self.closing.is_set():
                 raise
-
-    async def _check_keeper(self) -> None:
-        said = await self._keeper.hello()
-        if set(said["engines"]) != set(self._config.models):
-            raise KeeperError(
-                f"the running keeper (pid {said['pid']}) holds the engines"
-                f" {', '.join(said['engines']) or 'none'}, the configuration names"
-                f" {', '.join(self._config.models) or 'none'}. Stop the keeper with"
-                f" `kill {said['pid']}` (this ends its engines), then start again"
-            )
 
     def _build(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         config = self._config

@@ -22,9 +22,7 @@ class SwapServeError(Exception):
 class ConfigProblem:
     """One thing wrong in a configuration: where it is, what was found and what was expected."""
 
-    def __init__(
-        self, *, path: str, line: int | None, key: str, found: str, expected: str
-    ) -> None:
+    def __init__(self, *, path: str, line: int | None, key: str, found: str, expected: str) -> None:
         self.path = path
         self.line = line
         self.key = key

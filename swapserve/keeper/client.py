@@ -17,6 +17,7 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.ids import EngineName
+from swapserve.keeper.agreement import digest
 from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, Holding, ImageKind, VerbReport
 from swapserve.system.detached import spawn_detached
 
@@ -36,6 +37,7 @@ class KeeperClient:
     def __init__(self, config: Config, exited: Callable[[Exited], None]) -> None:
         self._path = config.paths.run_dir / SOCKET_NAME
         self._limits = config.keeper
+        self._agreement = digest(config)
         self._exited = exited
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
@@ -90,7 +92,8 @@ class KeeperClient:
         """Learn who the keeper is.
 
         Raises:
-            KeeperError: it speaks another version of the protocol.
+            KeeperError: it speaks another version of the protocol, or was started with other
+                engines, programs or paths than the configuration now has.
         """
         said = await self._call("hello", timeout_s=QUERY_TIMEOUT_S)
         if said["version"] != PROTOCOL_VERSION:
@@ -98,6 +101,12 @@ class KeeperClient:
                 f"the running keeper (pid {said['pid']}) speaks protocol {said['version']}, this"
                 f" daemon {PROTOCOL_VERSION}. Stop it with `kill {said['pid']}` (this ends its"
                 " engines), then start again"
+            )
+        if said["agreement"] != self._agreement:
+            raise KeeperError(
+                f"the running keeper (pid {said['pid']}) was started with another configuration:"
+                " engines, their command lines, paths, keeper or images differ. Stop it with"
+                f" `kill {said['pid']}` (this ends its engines), then start again"
             )
         self.pid, self.profile = said["pid"], said["profile"]
         return said

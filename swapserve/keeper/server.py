@@ -35,6 +35,7 @@ from swapserve.errors import (
 )
 from swapserve.ids import EngineName
 from swapserve.keeper import network, record
+from swapserve.keeper.agreement import digest
 from swapserve.keeper.context import Context
 from swapserve.keeper.engine import HeldEngine
 from swapserve.keeper.place import new_record
@@ -54,6 +55,7 @@ class Keeper:
 
     def __init__(self, config_path: Path, config: Config) -> None:
         self._config_path = config_path
+        self._agreement = digest(config)
         self._context = Context(config)
         self._engines: dict[EngineName, HeldEngine] = {}
         self._listeners: set[asyncio.StreamWriter] = set()
@@ -224,6 +226,7 @@ class Keeper:
                 "profile": self._context.profile,
                 "criu": self._context.criu.version if self._context.criu else None,
                 "engines": sorted(self._engines),
+                "agreement": self._agreement,
             }
         if verb == "shutdown":
             self._stopping.set()

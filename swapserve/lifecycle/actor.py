@@ -221,12 +221,8 @@ class EngineActor:
 
     async def _swap_out(self, order: Order) -> None:
         self._change(_S.SWAPPING_OUT, self.tier, order.cause)
-        ways = ways_out(
-            self.model,
-            self._known(),
-            in_flight=order.in_flight,
-            keep_cache=self._keeps_cache(),
-        )
+        kept, known = self._keeps_cache(), self._known()
+        ways = ways_out(self.model, known, in_flight=order.in_flight, keep_cache=kept)
         for way in ways:
             move = Move("swap_out", way, Tier.DEVICE, order.cause)
             try:
