@@ -50,6 +50,7 @@ from swapserve.scheduler.runner import Runner
 from swapserve.status import DeviceStatus, EngineStatus, Status
 from swapserve.swap.moves import Mover
 from swapserve.system import linux
+from swapserve.system.lockfile import only_one
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +339,6 @@ def drop_privileges(config: Config) -> None:
     if os.geteuid() != 0:
         return
     home = config.paths.state_dir / "daemon"
-    home.mkdir(parents=True, exist_ok=True)
     if config.server.user is not None:
         account = pwd.getpwnam(config.server.user)
         for path in (home, *home.iterdir()):
@@ -367,11 +367,14 @@ def main(config_path: Path) -> int:
         sys.stderr.write(f"{error}\n")
         return WRONG_CONFIG
     logs.setup(config.log_format, config.log_level)
+    home = config.paths.state_dir / "daemon"
     try:
-        if asyncio.run(ensure(config)):
-            log.info("event=keeper_started")
-        drop_privileges(config)
-        asyncio.run(_serve(config))
+        home.mkdir(parents=True, exist_ok=True)
+        with only_one(home / "lock", "daemon"):
+            if asyncio.run(ensure(config)):
+                log.info("event=keeper_started")
+            drop_privileges(config)
+            asyncio.run(_serve(config))
     except* (SwapServeError, OSError) as group:
         for leaf in _leaves(group):
             log.error("event=daemon_failed error=%s", leaf)  # noqa: TRY400 - the message says it

@@ -8,8 +8,6 @@ adopts them.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +16,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from swapserve.keeper.engine import HeldEngine
 from swapserve.keeper.place import new_record
 from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, ImageKind, VerbReport
 from swapserve.system import command, linux, process
+from swapserve.system.lockfile import only_one
 
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
@@ -74,7 +73,7 @@ class Keeper:
         linux.become_subreaper()
         run_dir = self._context.config.paths.run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        with _only_one(run_dir / LOCK_NAME):
+        with only_one(run_dir / LOCK_NAME, "keeper"):
             await self._context.open()
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -309,20 +308,6 @@ def _as_json(error: SwapServeError) -> dict[str, Any]:
     if isinstance(error, StartFailed):
         data |= {"message": error.reason, "log_tail": error.log_tail}
     return data
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold the lock that keeps a second keeper of the same directory away."""
-    with path.open("a") as lock:  # not "w": the pid in there may be another keeper's
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"another keeper runs: {path} is locked") from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
 
 
 def main(argv: list[str]) -> int:

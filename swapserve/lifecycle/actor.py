@@ -250,6 +250,7 @@ class EngineActor:
         await self._look()
 
     def _left(self, tier: Tier, move: Move, *, leases_lost: bool) -> None:
+        self.holding = replace(self._known(), pid=None)  # until the keeper is asked again
         self._tell.post(
             EngineLeft(
                 engine=self.model.name,
