@@ -1,5 +1,6 @@
 """A daemon and its keeper, run as an operator runs them, in a directory of their own."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -98,7 +99,7 @@ class Site:
     def configure(self, models: Sequence[Model], **sections: dict[str, Any]) -> None:
         """Write the configuration; a section replaces or adds keys of the usual one."""
         content: dict[str, Any] = {
-            "server": {"port": 0, "keepalive": "200ms", "headers_after": "200ms"},
+            "server": {"port": 0, "keepalive": "100ms", "headers_after": "100ms"},
             "paths": {
                 "state_dir": str(self.directory / "state"),
                 "image_dir": str(self.directory / "images"),
@@ -271,3 +272,20 @@ class Daemon:
         """Ask it to end; return its exit status."""
         self.process.terminate()
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+def in_flight(daemon: Daemon, name: str) -> tuple[int, int, int]:
+    engine = daemon.engine(name)
+    return engine.active, engine.waiting, engine.suspended
+
+
+def generating(daemon: Daemon, name: str) -> bool:
+    """Ask the engine itself, past the front door."""
+    slots = httpx.get(f"http://{daemon.engine(name).address}/slots", timeout=10).json()
+    return bool(slots[0]["is_processing"])
+
+
+async def until_busy(daemon: Daemon, name: str) -> None:
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(generating, daemon, name):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
