@@ -117,9 +117,9 @@ class Pace:
 
     cold_s: float
     swap_in_s: float
+    live_s: float
+    stream_s: float
     swap_out_s: float = 0.3
-    live_s: float = 3.0
-    stream_s: float = 10.0
 
 
 DAEMON_S = 4.0
@@ -129,8 +129,8 @@ DAEMON_S = 4.0
 def guess(kind: EngineKind) -> Pace:
     """Return what the parts took on a machine with two cores."""
     if kind.name == "vllm":
-        return Pace(cold_s=35.0, swap_in_s=2.0)
-    return Pace(cold_s=2.0, swap_in_s=0.5)
+        return Pace(cold_s=35.0, swap_in_s=2.0, live_s=5.0, stream_s=8.0)
+    return Pace(cold_s=1.0, swap_in_s=0.4, live_s=0.5, stream_s=2.0)
 
 
 def seconds(blocks: Iterable[Block], paces: dict[str, Pace]) -> float:

@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,11 @@ HugePages = Literal["off", "on"]
 class Place:
     """Directories and configurations of one run, one configuration per huge page setting."""
 
-    def __init__(self, directory: Path, kinds: Sequence[EngineKind], *, size: str) -> None:
+    def __init__(
+        self, directory: Path, run_dir: Path, kinds: Sequence[EngineKind], *, size: str
+    ) -> None:
         self.directory = directory
+        self._run_dir = run_dir
         self._configs = {
             setting: self._write(setting, entries(kinds, size=size)) for setting in ("off", "on")
         }
@@ -51,7 +54,7 @@ class Place:
             "paths": {
                 "state_dir": str(self.directory / "state"),
                 "image_dir": str(self.directory / "images"),
-                "run_dir": str(self.directory / "run"),
+                "run_dir": str(self._run_dir),
             },
             "server": {"port": 0},
             "keeper": {"subnet": SUBNET, "huge_pages": huge_pages == "on"},
@@ -71,11 +74,15 @@ def place(kinds: Sequence[EngineKind], *, size: str, parent: Path | None) -> Ite
     Raises:
         Missing: an engine is not installed.
     """
-    directory = Path(tempfile.mkdtemp(prefix="swapserve-evaluation-", dir=parent))
-    try:
-        yield Place(directory, kinds, size=size)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with ExitStack() as stack:
+
+        def make(where: Path | None) -> Path:
+            made = Path(tempfile.mkdtemp(prefix="swapserve-evaluation-", dir=where))
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+            return made
+
+        # The path of a socket may have 107 characters: not below the caller's own directory.
+        yield Place(make(parent), make(None), kinds, size=size)
 
 
 class Session:

@@ -78,6 +78,8 @@ def test_the_whole_run_is_expected_to_fit_in_thirty_five_minutes() -> None:
 
 
 def test_slower_engines_make_the_estimate_longer() -> None:
-    fast = {kind.name: Pace(cold_s=1.0, swap_in_s=0.1) for kind in BOTH}
-    slow = {kind.name: Pace(cold_s=100.0, swap_in_s=0.1) for kind in BOTH}
+    def pace(cold_s: float) -> Pace:
+        return Pace(cold_s=cold_s, swap_in_s=0.1, live_s=0.1, stream_s=0.1)
+
+    fast, slow = ({kind.name: pace(cold_s) for kind in BOTH} for cold_s in (1.0, 100.0))
     assert seconds(_plan(), slow) > seconds(_plan(), fast) + 99
