@@ -56,9 +56,12 @@ KINDS = {
             name="vllm",
             format="hf",
             # float32: on a CPU with AMX, vLLM's bfloat16 attention does not survive a restore.
-            args=("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"),
+            args=(
+                *("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"),
+                # Room for a few sequences of that length; what is not there is not dumped.
+                *("--kv-cache-memory-bytes", "256M"),
+            ),
             parallel="--max-num-seqs",
-            env={"VLLM_CPU_KVCACHE_SPACE": "1"},
             ask={"return_token_ids": True, "logprobs": 0},
             variants=("swapped", "cold", "batched"),
         ),
