@@ -17,7 +17,7 @@ from swapserve.keeper.client import KeeperClient
 from swapserve.keeper.protocol import Exited
 from swapserve.system.tools import find_tool
 from tests.support.daemon import Site
-from tests.support.leaks import wait_for
+from tests.support.leaks import tag_of, wait_for
 from tests.support.oracle import completion
 
 A = EngineName("a")
@@ -116,12 +116,15 @@ def keeper_ended(site: Site) -> subprocess.CompletedProcess[str]:
     return ended(sys.executable, "-m", "swapserve.keeper.server", str(site.config))
 
 
-def locks_in(namespace: str) -> str:
-    """Return CRIU's network locks inside a namespace."""
+def locks_of(site: Site) -> dict[str, str]:
+    """Return CRIU's network locks by the namespace of the site that they are in."""
     nft = str(find_tool("nft"))
-    said = ended("ip", "netns", "exec", namespace, nft, "list", "tables")
-    assert said.returncode == 0, said
-    return said.stdout
+    found = {}
+    for namespace in Path("/run/netns").glob(f"ss{tag_of(site.directory / 'run')}-*"):
+        said = ended("ip", "netns", "exec", namespace.name, nft, "list", "tables")
+        assert said.returncode == 0, said
+        found[namespace.name] = said.stdout
+    return found
 
 
 def script(path: Path, text: str) -> Path:
