@@ -53,7 +53,8 @@ def find_binary(name: str) -> Path | None:
     """
     if "/" in name:
         path = Path(name)
-        return path.absolute() if path.is_file() and os.access(path, os.X_OK) else None
+        # In this order: where we may not look, `access` says no and `is_file` raises.
+        return path.absolute() if os.access(path, os.X_OK) and path.is_file() else None
     found = shutil.which(name) or shutil.which(name, path=str(prefix_dir() / "bin"))
     return Path(found).absolute() if found else None
 
