@@ -74,6 +74,8 @@ class Site:
     directory: Path
     models: Sequence[Model]
     sections: dict[str, Any] = field(default_factory=dict)
+    python: Sequence[str] = (sys.executable,)
+    """How Python is run; may be as another account."""
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,7 +92,9 @@ class Site:
 
     @property
     def keeper_log(self) -> Path:
-        return self.directory / "state" / "logs" / "keeper.log"
+        """Where a keeper writes that a test has started, or else one that a daemon has."""
+        own = self.directory / "keeper.log"
+        return own if own.exists() else self.directory / "state" / "logs" / "keeper.log"
 
     @property
     def socket(self) -> Path:
@@ -117,7 +121,10 @@ class Site:
         """Start a program of this project that is ended with everything else."""
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, *argv], stdout=out, stderr=out, start_new_session=True
+                [*self.python, *argv],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         self._started.append(process)
         return process
@@ -181,10 +188,16 @@ class Site:
 
 
 @contextmanager
-def site(directory: Path, models: Sequence[Model], **sections: Any) -> Iterator[Site]:
+def site(
+    directory: Path,
+    models: Sequence[Model],
+    *,
+    python: Sequence[str] = (sys.executable,),
+    **sections: Any,
+) -> Iterator[Site]:
     """Yield a site; at the end all of it is ended, and it must not have left a trace."""
     with no_leak(directory):
-        here = Site(directory, models, sections)
+        here = Site(directory, models, sections, python)
         try:
             yield here
         except BaseException:

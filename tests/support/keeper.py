@@ -26,9 +26,8 @@ B = EngineName("b")
 
 def start_keeper(site: Site) -> subprocess.Popen[bytes]:
     """Start a keeper and wait until it listens."""
-    site.keeper_log.parent.mkdir(parents=True, exist_ok=True)
     argv = ("-m", "swapserve.keeper.server", str(site.config))
-    process = site.run(*argv, log=site.keeper_log)
+    process = site.run(*argv, log=site.directory / "keeper.log")
 
     def listens() -> bool:
         assert process.poll() is None, f"the keeper ended:\n{site.logs()}"

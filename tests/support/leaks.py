@@ -122,10 +122,17 @@ def _processes(directory: Path, tag: str) -> tuple[str, ...]:
             ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             continue
-        ours = str(directory) in command or f"/swapserve-{tag}/" in groups
+        ours = str(directory) in command + _cwd(entry) or f"/swapserve-{tag}/" in groups
         if ours and not (ended and _is_of_init(entry)):
             found.append(f"{entry.name} {command}{' (zombie)' if ended else ''}")
     return tuple(found)
+
+
+def _cwd(process: Path) -> str:
+    try:
+        return str((process / "cwd").readlink())
+    except OSError:
+        return ""
 
 
 def _is_of_init(process: Path) -> bool:
