@@ -12,11 +12,13 @@ from swapserve.config.models import Read
 from swapserve.config.nodes import Problems
 from swapserve.config.reader import Section
 from swapserve.config.recipe_files import shipped_recipes
-from swapserve.config.schema import Config, DeviceConfig, KeeperConfig, ServerConfig
+from swapserve.config.schema import Config, DeviceConfig, KeeperConfig, PathsConfig, ServerConfig
 from swapserve.errors import ConfigError
 from swapserve.ids import DeviceName
 from swapserve.states import Tier
 
+_SOCKET_PATH_BYTES = 107
+"""What fits into a Unix socket's address on Linux (unix(7))."""
 _SMALLEST_PREFIX = 30
 """A sandbox's own network is a /30."""
 
@@ -58,6 +60,16 @@ def check_subnet(keeper: KeeperConfig, section: Section, models: int, problems: 
     elif models > 2 ** (_SMALLEST_PREFIX - network.prefixlen):
         found = f"{network}, which has no room for {models} models"
         problems.add(section.line_of("subnet"), "keeper.subnet", found, "a larger network")
+
+
+def check_socket(paths: PathsConfig, section: Section, problems: Problems) -> None:
+    """Check that the keeper's socket can be made below `paths.run`."""
+    longest = _SOCKET_PATH_BYTES - len("/keeper.sock")
+    found = len(os.fsencode(paths.run_dir.absolute()))
+    if found > longest:
+        expected = f"at most {longest}, the kernel's limit for a socket in it"
+        line = section.line_of("run_dir")
+        problems.add(line, "paths.run_dir", f"a path of {found} bytes", expected)
 
 
 def check_names(sections: Iterable[Section], problems: Problems) -> None:

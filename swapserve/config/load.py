@@ -69,7 +69,7 @@ class _Loader:
         log = self._section("log")
         devices = self._devices()
         reads = self._models(top, devices, paths)
-        self._check(server, keeper, devices, reads)
+        self._check(server, paths, keeper, devices, reads)
         return Config(
             source=self._problems.path,
             server=server,
@@ -151,10 +151,12 @@ class _Loader:
     def _check(
         self,
         server: ServerConfig,
+        paths: PathsConfig,
         keeper: KeeperConfig,
         devices: Mapping[DeviceName, DeviceConfig],
         reads: list[Read],
     ) -> None:
+        check.check_socket(paths, self._sections["paths"], self._problems)
         check.check_server(server, self._sections["server"], self._problems)
         check.check_subnet(keeper, self._sections["keeper"], len(reads), self._problems)
         if self._check_binaries:

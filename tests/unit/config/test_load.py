@@ -262,3 +262,10 @@ def test_a_way_out_that_does_not_exist_is_refused(
     )
     assert problem.key == at
     assert expected in problem.expected
+
+
+def test_a_place_too_deep_for_a_socket_is_refused(fail: Fail) -> None:
+    (problem,) = fail(f"paths: {{run_dir: /{'x' * 100}}}")
+    assert problem.key == "paths.run_dir"
+    assert "101 bytes" in problem.found
+    assert "at most 95" in problem.expected
