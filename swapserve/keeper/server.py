@@ -24,6 +24,7 @@ from swapserve.config.check import check_ownership, config_files
 from swapserve.config.load import load
 from swapserve.config.schema import Config
 from swapserve.errors import (
+    CommandError,
     ConfigError,
     CriuError,
     KeeperError,
@@ -105,7 +106,9 @@ class Keeper:
             if old is None or (old.index is not None) != wants_network:
                 index = self._context.free_index(taken) if wants_network else None
                 old = new_record(model, index=index)
-                taken |= {index} if index is not None else set()
+                if index is not None:
+                    taken.add(index)
+                    await self._reserve(index)
             engine = HeldEngine(
                 model, self._context, old, start_watch=self._start, exited=self._announce
             )
@@ -115,6 +118,13 @@ class Keeper:
             keep = {net.name for held in self._engines.values() if (net := held.place.network)}
             for orphan in await network.sweep(self._context.tag, keep):
                 log.info("event=swept namespace=%s", orphan)
+
+    async def _reserve(self, index: int) -> None:
+        """Make a network before its engine's first start: so another keeper sees it is taken."""
+        try:
+            await self._context.network(index).make()
+        except CommandError as error:  # the start, which needs it, will say so to whoever asked
+            log.warning("event=network_not_made error=%s", error)
 
     async def _end_all(self) -> None:
         async with asyncio.TaskGroup() as ending:

@@ -292,6 +292,21 @@ async def test_calls_after_the_keeper_s_end_fail_at_once(tmp_path: Path) -> None
         start_keeper(here)  # takes away what the killed one left
 
 
+async def test_two_keepers_on_a_machine_give_no_address_twice(tmp_path: Path) -> None:
+    models = [llama("a"), llama("b", seed=2)]
+    with site(tmp_path / "one", models) as one, site(tmp_path / "two", models) as two:
+        for here in (one, two):
+            start_keeper(here)
+        async with caller(one) as first, caller(two) as second:
+            found = [
+                (await keeper.holding(name)).address
+                for keeper in (first, second)
+                for name in (A, B)
+            ]
+            assert len(set(found)) == 4, found
+            assert await text_of(await second.started(A)) == await text_of(await first.started(A))
+
+
 async def test_only_one_keeper_holds_a_directory(held: Site) -> None:
     second = keeper_ended(held)
     assert second.returncode == 1

@@ -94,7 +94,7 @@ async def test_a_criu_that_dies_in_the_middle_leaves_no_lock_and_no_image(
         with pytest.raises(CriuError) as failed:
             await keeper.dump(A, "live")
         assert failed.value.killed
-        assert list(locks_of(here).values()) == [""]
+        assert set(locks_of(here).values()) == {""}
         assert staged(here) == []
         assert (await keeper.holding(A)).live_image_bytes == 0
 
