@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import os
-import pwd
 import signal
 import sys
 import time
@@ -49,8 +48,8 @@ from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
 from swapserve.status import DeviceStatus, EngineStatus, Status
 from swapserve.swap.moves import Mover
-from swapserve.system import linux
 from swapserve.system.lockfile import only_one
+from swapserve.system.privileges import drop_privileges
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +60,11 @@ ENDPOINT_FILE = "endpoint.json"
 class Daemon:
     """Everything but privileges. Also the `Control` that the admin API speaks to."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, started_keeper: bool) -> None:
         self.bus = Bus()
         self.closing = asyncio.Event()
         self._config = config
+        self._started_keeper = started_keeper
         self._started = time.monotonic()
         self._directory = Directory(config.models.values())
         self._journal = Journal(config.paths.state_dir / "daemon" / "journal.json")
@@ -98,17 +98,27 @@ class Daemon:
             background = [tasks.create_task(self._listen_to_keeper())]
             await self._keeper.hello()
             background += self._build(tasks)
-            async with self._proxy:
-                app = build_app(self._deps())
-                async with serve(app, self._config.server.host, self._config.server.port) as urls:
-                    self._announce(urls)
-                    await self.closing.wait()
-                    self._post(ShutdownAsked())
+            try:
+                await self._serve()
+            except OSError:
+                if self._started_keeper:  # for nobody: the front door never opened
+                    await self._keeper.shutdown()
+                raise
             if self._config.server.on_exit == "stop":
                 await self._keeper.shutdown()
             for task in background:
                 task.cancel()
             self._keeper.close()
+
+    async def _serve(self) -> None:
+        server = self._config.server
+        async with (
+            self._proxy,
+            serve(build_app(self._deps()), server.host, server.port) as urls,
+        ):
+            self._announce(urls)
+            await self.closing.wait()
+            self._post(ShutdownAsked())
 
     async def _listen_to_keeper(self) -> None:
         try:
@@ -328,31 +338,8 @@ class Daemon:
         )
 
 
-def drop_privileges(config: Config) -> None:
-    """Become an ordinary process: the configured account, or root without any capability.
-
-    Call it before the first thread starts: capabilities belong to threads.
-
-    Raises:
-        OSError: it could not be done; do not serve then.
-    """
-    if os.geteuid() != 0:
-        return
-    home = config.paths.state_dir / "daemon"
-    if config.server.user is not None:
-        account = pwd.getpwnam(config.server.user)
-        for path in (home, *home.iterdir()):
-            os.lchown(path, account.pw_uid, account.pw_gid)  # a link could lead anywhere
-        os.initgroups(account.pw_name, account.pw_gid)
-        os.setgid(account.pw_gid)
-        os.setuid(account.pw_uid)
-    linux.set_no_new_privs()
-    if config.server.user is None:
-        linux.drop_all_capabilities()
-
-
-async def _serve(config: Config) -> None:
-    daemon = Daemon(config)
+async def _serve(config: Config, *, started_keeper: bool) -> None:
+    daemon = Daemon(config, started_keeper=started_keeper)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, daemon.closing.set)
@@ -371,10 +358,9 @@ def main(config_path: Path) -> int:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with only_one(home / "lock", "daemon"):
-            if asyncio.run(ensure(config)):
-                log.info("event=keeper_started")
-            drop_privileges(config)
-            asyncio.run(_serve(config))
+            started = asyncio.run(ensure(config))
+            drop_privileges(config.server.user, home)
+            asyncio.run(_serve(config, started_keeper=started))
     except* (SwapServeError, OSError) as group:
         for leaf in _leaves(group):
             log.error("event=daemon_failed error=%s", leaf)  # noqa: TRY400 - the message says it

@@ -335,10 +335,13 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         asyncio.run(Keeper(path, config).run())
-    except OSError as error:
-        log.error("event=keeper_failed error=%s", error)  # noqa: TRY400 - no bug of ours
-        return 1
-    return 0
+    except* (OSError, ValueError, SwapServeError) as group:
+        for leaf in group.exceptions:
+            log.error("event=keeper_failed error=%s", leaf)  # noqa: TRY400 - it says it all
+        status = 1
+    else:
+        status = 0
+    return status
 
 
 if __name__ == "__main__":

