@@ -59,7 +59,7 @@ KINDS = {
             args=(
                 *("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"),
                 # Room for a few sequences of that length; what is not there is not dumped.
-                *("--kv-cache-memory-bytes", "256M"),
+                *("--kv-cache-memory-bytes", "64M"),
             ),
             parallel="--max-num-seqs",
             ask={"return_token_ids": True, "logprobs": 0},
