@@ -31,9 +31,10 @@ TIMED = ("cold", "swap_in", "bare", "hot", "discard", "kill")
 METHOD = {
     "first token": "from before the request is sent (bare: before CRIU is started) to the first"
     " piece of text; same client, request, image and sandbox in every arm",
-    "cold": "the same command line without a golden image, through the front door, up to the first"
-    " token of the engine's first request; that is SwapServe's warm-up, so a hot request of the same"
-    " length, measured just after, is taken off; the first start of each engine is dropped",
+    "cold": "the same command line without a golden image, through the front door, up to the"
+    " first token of the engine's first request; that is SwapServe's warm-up, so a hot request of"
+    " the same length, measured just after, is taken off; the first start of each engine is"
+    " dropped",
     "bare": "fork, exec criu restore on the golden image, then the request straight to the engine",
     "kill": "from SIGKILL until the first process of a bare engine's tree is reaped",
     "swap_in": "a request through the front door for an engine that was discarded",

@@ -191,8 +191,8 @@ class _Arm:
             answer = ask(self._session.address, {**self._body, "model": model})
         self._experiment.check_text(self._kind, answer)
         swap = _of(self._session.quiet(model).last_swap, "cold")
-        # The very first request, slow as it is, belongs to a cold start. It was SwapServe's warm-up,
-        # so this one came on top: the same, asked once more, is taken off.
+        # The very first request, slow as it is, belongs to a cold start. It was SwapServe's
+        # warm-up, and this one came on top: the same, asked once more, is taken off.
         again = ask(
             self._session.address, {**self._body, "model": model, "max_tokens": CANARY_TOKENS}
         )
