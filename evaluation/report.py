@@ -71,7 +71,7 @@ def _engine(name: str, samples: Sequence[Sample]) -> dict[str, Any]:
         "discard_minus_kill_s": _judged(_over_kill(without_idle), MOST_OVER_KILL_S),
         "preempt_tokens_equal": exact["tokens_equal"],
         "preempt": exact,
-        "batched": _streams(_of(samples, "batch")),
+        "batched": _streams(batched) if (batched := _of(samples, "batch")) else None,
         "image_bytes": max((one["image_bytes"] for one in _of(samples, "swap_in")), default=None),
     }
 

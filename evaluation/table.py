@@ -46,7 +46,7 @@ def _engine(name: str, found: dict[str, Any]) -> str:
     lines.append(f"  discard - bare kill, seconds: {_ratio(over_kill)}")
     lines.append(f"  golden image: {_mib(found['image_bytes'])}")
     for title, key in (("preempted streams", "preempt"), ("batched", "batched")):
-        if found[key]["streams"]:
+        if found[key] and found[key]["streams"]:
             lines.append(f"  {title}: {_streams(found[key])}")
     return "\n".join(lines)
 
