@@ -106,7 +106,7 @@ class Context:
         raise ValueError(f"keeper.subnet {self.config.keeper.subnet} has no free /30 left")
 
     def close(self) -> None:
-        """Remove the keeper's own cgroup."""
+        """Remove the keeper's own cgroup, except where an engine still is in it."""
         if self._cgroups is not None:
             Cgroup(self._cgroups).remove()
 

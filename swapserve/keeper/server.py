@@ -76,18 +76,23 @@ class Keeper:
         run_dir.mkdir(parents=True, exist_ok=True)
         with only_one(run_dir / LOCK_NAME, "keeper"):
             await self._context.open()
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                await self._take_over()
-                server = await self._listen(run_dir / SOCKET_NAME)
-                log.info("event=keeper_ready pid=%d profile=%s", os.getpid(), self._context.profile)
-                await self._stopping.wait()
-                server.close()
-                await self._end_all()
-                for writer in tuple(self._listeners):
-                    writer.close()
-            (run_dir / SOCKET_NAME).unlink(missing_ok=True)
-            self._context.close()
+            try:
+                await self._keep(run_dir / SOCKET_NAME)
+            finally:
+                self._context.close()
+
+    async def _keep(self, path: Path) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            await self._take_over()
+            server = await self._listen(path)
+            log.info("event=keeper_ready pid=%d profile=%s", os.getpid(), self._context.profile)
+            await self._stopping.wait()
+            server.close()
+            await self._end_all()
+            for writer in tuple(self._listeners):
+                writer.close()
+        path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ engines
 
