@@ -18,6 +18,7 @@ from select import POLLIN, poll
 from typing import IO
 
 from swapserve.errors import CommandError, CommandTimeout
+from swapserve.system.process import ended
 
 GRACE_S = 2.0
 """How long a tool may take to end after TERM before it gets KILL."""
@@ -112,7 +113,7 @@ async def run(
     with _started(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=pass_fds, preexec=preexec) as child:
         try:
             async with asyncio.timeout(timeout_s):
-                await _ended(child.pidfd)
+                await ended(child.pidfd)
         except TimeoutError:
             await _end(child)
             raise _timeout(argv, child) from None
@@ -193,23 +194,6 @@ def _started(
             os.close(pidfd)
 
 
-async def _ended(pidfd: int) -> None:
-    """Wait until the process is a zombie; it still has to be reaped."""
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-
-    def wake() -> None:
-        loop.remove_reader(pidfd)
-        if not ended.done():
-            ended.set_result(None)
-
-    loop.add_reader(pidfd, wake)
-    try:
-        await ended
-    finally:
-        loop.remove_reader(pidfd)
-
-
 def _ended_within(pidfd: int, seconds: float) -> bool:
     waiter = poll()
     waiter.register(pidfd, POLLIN)
@@ -221,12 +205,12 @@ async def _end(child: _Child) -> None:
     cancelled: asyncio.CancelledError | None = None
     child.signal_group(signal.SIGTERM)
     grace_s: float | None = GRACE_S
-    ended = False
-    while not ended:
+    over = False
+    while not over:
         try:
             async with asyncio.timeout(grace_s):
-                await _ended(child.pidfd)
-            ended = True
+                await ended(child.pidfd)
+            over = True
         except TimeoutError:
             grace_s = None
         except asyncio.CancelledError as error:
