@@ -9,7 +9,7 @@ from typing import Any
 from swapserve.errors import CriuError, ImageError, KeeperError
 from swapserve.keeper import sandbox
 from swapserve.keeper.context import Context
-from swapserve.keeper.criu import NETNS_KEY, Criu
+from swapserve.keeper.criu import Criu
 from swapserve.keeper.images import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -107,7 +107,6 @@ class Checkpoints:
                 fingerprint=self._fingerprint(spec),
                 files=files,
                 binds={bind.key: bind.source for bind in spec.binds},
-                netns_key=NETNS_KEY,
                 bytes=size,
                 canary=canary,
             )

@@ -43,7 +43,6 @@ class Manifest:
     fingerprint: str
     files: dict[str, str]
     binds: dict[str, str]
-    netns_key: str
     bytes: int
     canary: dict[str, Any] | None
     canary_passed: bool = False

@@ -108,11 +108,16 @@ class EngineTree:
         """Freeze or thaw all of it.
 
         Raises:
-            TimeoutError: it did not come to rest.
+            TimeoutError: it did not come to rest; a freeze is taken back.
         """
         assert self.root is not None
         if self.group is not None:
-            await self.group.freeze(on, timeout_s=FREEZE_TIMEOUT_S)
+            try:
+                await self.group.freeze(on, timeout_s=FREEZE_TIMEOUT_S)
+            except TimeoutError:
+                if on:  # the request would stay in force: an engine that nobody thaws
+                    await self.group.freeze(False, timeout_s=FREEZE_TIMEOUT_S)
+                raise
         else:
             number = signal.SIGSTOP if on else signal.SIGCONT
             for pid in process.tree(self.root.pid):

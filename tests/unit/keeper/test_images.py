@@ -20,7 +20,6 @@ def manifest(engine: str, kind: str = "golden", **changes: object) -> Manifest:
         fingerprint="f",
         files={},
         binds={},
-        netns_key="engine",
         bytes=1,
         canary=None,
     )
