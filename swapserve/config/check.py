@@ -97,17 +97,19 @@ def check_memory(
         model, section = read.model, read.section
         if model.memory_bytes is None:
             continue
-        room = devices[model.device].memory_bytes
-        if model.memory_bytes > room:
-            found = f"{model.memory_bytes} bytes"
-            expected = f"at most the {room} bytes of device {model.device!r}"
-            problems.add(section.line_of("memory_bytes"), f"{section.key}.memory", found, expected)
-        elif model.pin:
-            pinned[model.device] += model.memory_bytes
-            if pinned[model.device] > room:
-                found = f"{pinned[model.device]} bytes pinned on device {model.device!r}"
-                expected = f"at most its {room} bytes"
-                problems.add(section.line_of("pin"), f"{section.key}.pin", found, expected)
+        for name in model.devices:
+            room = devices[name].memory_bytes
+            if model.memory_bytes > room:
+                found = f"{model.memory_bytes} bytes"
+                expected = f"at most the {room} bytes of device {name!r}"
+                line = section.line_of("memory_bytes")
+                problems.add(line, f"{section.key}.memory", found, expected)
+            elif model.pin:
+                pinned[name] += model.memory_bytes
+                if pinned[name] > room:
+                    found = f"{pinned[name]} bytes pinned on device {name!r}"
+                    expected = f"at most its {room} bytes"
+                    problems.add(section.line_of("pin"), f"{section.key}.pin", found, expected)
 
 
 def check_tiers(
@@ -116,11 +118,12 @@ def check_tiers(
     """Check that engines can leave their devices the way they are told to."""
     for read in reads:
         model, section = read.model, read.section
-        if devices[model.device].kind == "gpu":
-            found = f"the GPU {model.device!r}"
-            expected = "a device of kind `host`: GPU state cannot be moved by this version"
-            problems.add(section.line_of("device"), f"{section.key}.device", found, expected)
-        elif Tier.HOST in model.tiers:
+        kinds = {devices[name].kind for name in model.devices}
+        if len(kinds) > 1 or (len(model.devices) > 1 and "gpu" not in kinds):
+            found = f"{', '.join(model.devices)}"
+            expected = "one device, or several GPUs"
+            problems.add(section.line_of("devices"), f"{section.key}.device", found, expected)
+        elif "gpu" not in kinds and Tier.HOST in model.tiers:
             expected = "disk or none: only GPU state has a host tier; in RAM it is already"
             problems.add(section.line_of("tiers"), f"{section.key}.tiers", "host", expected)
 

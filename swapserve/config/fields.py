@@ -22,6 +22,7 @@ Kind = Literal[
     "choices",
     "duration",
     "integer",
+    "names",
     "number",
     "pairs",
     "path",

@@ -74,6 +74,7 @@ def _value(key: Key) -> Schema:
         "choices": {"type": "array", "items": {"enum": list(key.choices)}},
         "duration": _measure("number", DURATION_PATTERN, key),
         "integer": {"type": "integer", **_bounds(key)},
+        "names": {"anyOf": [text, {"type": "array", "minItems": 1, "items": text}]},
         "number": {"type": "number", **_bounds(key)},
         "pairs": {"type": "object", "additionalProperties": _SCALAR},
         "path": {"type": "string", "minLength": 1},

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from swapserve.config import check
+from swapserve.config import check, check_gpu
 from swapserve.config.fields import Key, keys_of
 from swapserve.config.layout import parts, top_keys
 from swapserve.config.machine import default_budget, default_paths, resolve_profile
@@ -57,6 +57,7 @@ class _Loader:
         self._check_binaries = check_binaries
         self._keys: dict[str, tuple[Key, ...]] = {part.name: part.keys for part in parts()}
         self._sections: dict[str, Section] = {}
+        self._device_sections: dict[DeviceName, Section] = {}
 
     def config(self) -> Config:
         """Build what can be built; problems are noted."""
@@ -110,11 +111,16 @@ class _Loader:
         if not table.nodes:
             host = DeviceName("host")
             return {host: DeviceConfig(name=host, memory_bytes=default_budget())}
-        return {
+        devices = {
             device.name: device
             for name, node in table.nodes.items()
             if (device := self._device(name, node, table.lines[name])) is not None
         }
+        if not any(device.kind == "host" for device in devices.values()):
+            # What leaves a GPU needs RAM to rest in.
+            name = DeviceName("host" if "host" not in devices else "ram")
+            devices[name] = DeviceConfig(name=name, memory_bytes=default_budget())
+        return devices
 
     def _device(self, name: str, node: Node, line: int) -> DeviceConfig | None:
         key = f"devices.{name}"
@@ -127,6 +133,7 @@ class _Loader:
                 if field not in values and field not in bad:
                     self._problems.add(section.line, f"{key}.{item}", "nothing", "one, for a GPU")
         values.setdefault("memory_bytes", default_budget())
+        self._device_sections[DeviceName(name)] = section
         return DeviceConfig(name=DeviceName(name), **values)
 
     def _models(
@@ -161,6 +168,11 @@ class _Loader:
         check.check_subnet(keeper, self._sections["keeper"], len(reads), self._problems)
         if self._check_binaries:
             check.check_programs(server, keeper, self._sections, self._problems)
+            check_gpu.check_keeper(keeper, self._sections["keeper"], self._problems)
         check.check_memory(reads, devices, self._problems)
         check.check_tiers(reads, devices, self._problems)
+        check_gpu.check_devices(devices, self._device_sections, self._problems)
+        # The keeper's directory is root's: others read a configuration without asking it.
+        probes_in = paths.state_dir if self._check_binaries else None
+        check_gpu.check_models(reads, devices, probes_in, self._problems)
         check.check_ports(reads, server, keeper, self._problems)

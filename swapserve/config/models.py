@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,15 +55,18 @@ class ModelReader:
         self.sections.append(section)
         values = section.values
         recipe = self._recipe(section)
-        device = self._device(section)
+        devices = self._devices(section)
         if recipe is not None:
             self._check_params(section, recipe)
             self._resolve_model(section, recipe)
-        if recipe is None or device is None or "name" in section.bad:
+        if recipe is None or not devices or "name" in section.bad:
             return None
-        values |= {"recipe": recipe, "device": device}
+        values |= {"recipe": recipe, "devices": devices, **self._placement(devices)}
         if "tiers" in values:
             values["tiers"] = tuple(Tier(tier) for tier in values["tiers"])
+        elif values["gpus"]:
+            sandboxed = values.get("sandbox", True)
+            values["tiers"] = (Tier.HOST, Tier.DISK) if sandboxed else (Tier.HOST,)
         model = ModelConfig(**values)
         self._check_placeholders(section, model)
         return Read(section, dataclasses.replace(model, executable=self._program(section, model)))
@@ -78,19 +81,30 @@ class ModelReader:
             return None
         return self.book.get(name, section.line_of("recipe"), f"{section.key}.recipe")
 
-    def _device(self, section: Section) -> DeviceName | None:
-        name: str | None = section.values.get("device")
-        if name is not None and name in self.devices:
-            return DeviceName(name)
-        if name is None:
-            if len(self.devices) == 1:
-                return next(iter(self.devices))
-            if self.devices and "device" not in section.bad:
-                self._note(section, "device", "nothing", one_of(self.devices))
-            return None
-        expected = one_of(self.devices) + near(name, self.devices)
-        self._note(section, "device", f"the unknown device {name!r}", expected)
-        return None
+    def _devices(self, section: Section) -> tuple[DeviceName, ...]:
+        """Return the devices of a model; none, after noting why, if they cannot be told."""
+        names: tuple[str, ...] | None = section.values.get("devices")
+        if names is None:
+            gpus = [name for name, device in self.devices.items() if device.kind == "gpu"]
+            for only in (gpus, list(self.devices)):
+                if len(only) == 1:
+                    return (only[0],)
+            if self.devices and "devices" not in section.bad:
+                self._note(section, "devices", "nothing", one_of(self.devices), at="device")
+            return ()
+        unknown = [name for name in names if name not in self.devices]
+        for name in unknown:
+            expected = one_of(self.devices) + near(name, self.devices)
+            self._note(section, "devices", f"the unknown device {name!r}", expected, at="device")
+        return () if unknown else tuple(DeviceName(name) for name in names)
+
+    def _placement(self, devices: Sequence[DeviceName]) -> dict[str, object]:
+        """Return what follows from a model's devices."""
+        uuids = tuple(self.devices[name].uuid or "" for name in devices)
+        if self.devices[devices[0]].kind != "gpu":
+            return {"gpus": (), "ram": None}
+        ram = next((name for name, one in self.devices.items() if one.kind == "host"), None)
+        return {"gpus": uuids, "ram": ram}
 
     def _check_params(self, section: Section, recipe: Recipe) -> None:
         given = section.values.get("params", {})

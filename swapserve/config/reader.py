@@ -129,6 +129,8 @@ class Reader:
                 value = self._path(node)
             case "pairs":
                 value = _pairs(node)
+            case "names":
+                value = self._names(item, node)
             case "choices" | "paths" | "secrets" | "texts":
                 value = self._list(item, node)
         return value
@@ -144,6 +146,14 @@ class Reader:
                 wrong.at = f"[{index}]{wrong.at}"
                 raise
         return tuple(values)
+
+    def _names(self, item: Key, node: Node) -> tuple[object, ...]:
+        """Read one name, or a list of at least one."""
+        if not isinstance(node, Items):
+            return (_matching(item, node, _text(node)),)
+        if not node.nodes:
+            raise _WrongError(node, expectation(item), found="an empty list")
+        return self._list(item, node)
 
     def _element(self, item: Key, node: Node) -> object:
         match item.kind:
@@ -211,6 +221,7 @@ def expectation(item: Key) -> str:
         "size": SIZE_WORDS,
         "duration": DURATION_WORDS,
         "integer": "a whole number",
+        "names": "a name or a list of names",
         "number": "a number",
         "text": "a text",
         "path": "a path",

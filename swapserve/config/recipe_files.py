@@ -112,6 +112,11 @@ def _check_placeholders(section: Section, problems: Problems) -> None:
     env = section.values.get("env", {})
     texts = [(f"argv[{i}]", "argv", t) for i, t in enumerate(section.values.get("argv", ()))]
     texts += [(f"env.{name}", "env", text) for name, text in env.items()]
+    texts += [
+        (f"gpu_args[{i}]", "gpu_args", t) for i, t in enumerate(section.values.get("gpu_args", ()))
+    ]
+    gpu_env = section.values.get("gpu_env", {})
+    texts += [(f"gpu_env.{name}", "gpu_env", text) for name, text in gpu_env.items()]
     paths = section.values.get("read_only_paths", ())
     texts += [(f"read_only_paths[{i}]", "read_only_paths", t) for i, t in enumerate(paths)]
     for key, item, text in texts:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 PLACEHOLDER = re.compile(r"(?<!\{)\{([a-z_][a-z0-9_]*)\}(?!\})")
 BUILT_IN = ("name", "model", "host", "port")
 
-AdapterName = Literal["vllm", "llamacpp", "generic"]
+AdapterName = Literal["vllm", "sglang", "ollama", "llamacpp", "generic"]
+Mechanism = Literal["checkpoint", "lean", "sleep", "deep_sleep", "restart"]
+"""How an engine on a GPU gives its memory back.
+
+`checkpoint`: the CUDA driver moves all of its GPU state to host memory. `lean`: the engine drops
+its cache, then the driver moves the rest. `sleep`: the engine's own sleep keeps its weights in
+host memory. `deep_sleep`: its own sleep drops the weights, too. `restart`: its process ends, and
+comes back from a golden image or a cold start.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +47,15 @@ class Recipe:
     """Default values for placeholders; a model may override them. A required one has value ''."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables, under the model's own."""
+    gpu_args: tuple[str, ...] = ()
+    """Further arguments on a GPU: what makes the engine's GPU state movable."""
+    gpu_env: Mapping[str, str] = field(default_factory=dict)
+    """Further environment variables on a GPU, over `env`."""
+    mechanisms: Annotated[
+        tuple[Mechanism, ...],
+        Yaml(kind="choices", choices=("checkpoint", "lean", "sleep", "deep_sleep", "restart")),
+    ] = ("checkpoint", "restart")
+    """Ways in which the engine, launched like this, can give GPU memory back."""
     needs_model: bool = True
     """Whether a model of this recipe must have `model`."""
     model_is: Literal["file", "directory", "either"] = "either"
@@ -81,7 +98,8 @@ def launch_argv(model: "ModelConfig", *, host: str, port: int) -> tuple[str, ...
     the model's arguments stay as written.
     """
     values = _values(model, host, port)
-    argv = [_fill(text, values) for text in (*model.recipe.argv, *model.args)]
+    gpu_args = model.recipe.gpu_args if model.gpus else ()
+    argv = [_fill(text, values) for text in (*model.recipe.argv, *gpu_args, *model.args)]
     if model.executable is not None:
         argv[0] = str(model.executable)
     return tuple(argv)
@@ -90,7 +108,12 @@ def launch_argv(model: "ModelConfig", *, host: str, port: int) -> tuple[str, ...
 def launch_env(model: "ModelConfig", *, host: str, port: int) -> dict[str, str]:
     """Return what the engine's environment has beyond the keeper's minimal one."""
     values = _values(model, host, port)
-    return {name: _fill(text, values) for name, text in {**model.recipe.env, **model.env}.items()}
+    gpu_env: Mapping[str, str] = {}
+    if model.gpus:
+        # By UUID: the order of indices differs between CUDA and NVML.
+        gpu_env = {**model.recipe.gpu_env, "CUDA_VISIBLE_DEVICES": ",".join(model.gpus)}
+    env = {**model.recipe.env, **gpu_env, **model.env}
+    return {name: _fill(text, values) for name, text in env.items()}
 
 
 def launch_read_only_paths(model: "ModelConfig") -> tuple[Path, ...]:

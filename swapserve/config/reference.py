@@ -20,6 +20,7 @@ _TYPES = {
     "boolean": "`true`, `false`",
     "duration": "duration",
     "integer": "whole number",
+    "names": "name or list of names",
     "number": "number",
     "pairs": "mapping",
     "path": "path",
@@ -51,7 +52,7 @@ def default_text(key: Key) -> str:
             return str(value).lower()
         case "size" | "duration" if value is not None:
             return format_size(value) if key.kind == "size" else format_duration(value)
-        case "texts" | "choices" | "paths" | "secrets":
+        case "texts" | "choices" | "paths" | "secrets" | "names":
             return f"[{', '.join(value)}]"
         case "pairs":
             return "{" + ", ".join(f"{name}: {text}" for name, text in value.items()) + "}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from swapserve.config.fields import Yaml
-from swapserve.config.recipes import Recipe
+from swapserve.config.recipes import Mechanism, Recipe
 from swapserve.ids import DeviceName, EngineName
 from swapserve.states import Tier
 
@@ -20,6 +20,7 @@ KeepCache = Literal["auto", "always", "never"]
 BusyPolicy = Literal["preempt", "drain"]
 Profile = Literal["auto", "root", "unprivileged"]
 OnExit = Literal["stop", "leave"]
+MechanismChoice = Literal["auto", Mechanism]
 
 GIB = 1 << 30
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._:/-]*"
@@ -88,6 +89,16 @@ class KeeperConfig:
     """Longest CRIU dump."""
     restore_timeout_s: Annotated[float, Yaml(low=1)] = 300.0
     """Longest CRIU restore."""
+    cuda_lock_timeout_s: Annotated[float, Yaml(low=0.1)] = 10.0
+    """Longest wait for the GPU work in flight of one process before its state is moved."""
+    cuda_rate_bytes: Annotated[int, Yaml(low=1)] = 512 << 20
+    """Slowest rate, per second, at which moving GPU state is not yet taken for hung."""
+    gpu_margin_bytes: int = 512 << 20
+    """GPU memory that must be left over, by NVML's reading, when GPU state comes back."""
+    gpu_paths: tuple[Path, ...] = ()
+    """Further host paths that engines on a GPU are shown, writable (/dev/nvidia* are by itself)."""
+    cuda_checkpoint: Path | None = None
+    """NVIDIA's cuda-checkpoint, for drivers without the API (none: PATH)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +122,7 @@ class DeviceConfig:
 
     name: Annotated[DeviceName, Yaml(skip=True)]
     kind: Literal["host", "gpu"] = "host"
-    """RAM of this machine, or a GPU."""
+    """RAM of this machine, or a GPU. With GPUs, RAM also holds the state of engines swapped out."""
     memory_bytes: Annotated[int, Yaml(low=1, default="80 % of RAM; required for a GPU")]
     """Budget that all engines on it share."""
     uuid: str | None = None
@@ -152,12 +163,20 @@ class ModelConfig:
     """Environment variables, over the recipe's; may use the recipe's placeholders."""
     port: Annotated[int | None, Yaml(low=1, high=65535)] = None
     """Port the engine binds (none: the recipe's inside a sandbox, a free one without)."""
-    device: Annotated[DeviceName, Yaml(default="the only device, if there is just one")]
-    """Device it runs on."""
+    devices: Annotated[
+        tuple[DeviceName, ...],
+        Yaml(key="device", kind="names", default="the only GPU, or the only device"),
+    ]
+    """Device it runs on; a list of GPUs for an engine that is spread over several."""
     memory_bytes: Annotated[int | None, Yaml(low=1)] = None
-    """Footprint on the device (none: measured and remembered)."""
-    tiers: Annotated[tuple[Tier, ...], Yaml(choices=("host", "disk", "none"))] = (Tier.DISK,)
+    """Footprint on each of its devices (none: measured and remembered)."""
+    tiers: Annotated[
+        tuple[Tier, ...],
+        Yaml(choices=("host", "disk", "none"), default="disk, and on a GPU host before it"),
+    ] = (Tier.DISK,)
     """Tiers it may be swapped out to; `none` is always possible."""
+    mechanism: MechanismChoice = "auto"
+    """How an engine on a GPU gives its memory back; `auto` measures and takes the cheapest."""
     keep_cache: KeepCache = "auto"
     """Whether an idle engine is dumped with its cache (`always`) or dropped (`never`)."""
     ttl_s: Annotated[float | None, Yaml(low=0.1)] = None
@@ -176,6 +195,15 @@ class ModelConfig:
     """Time between TERM and KILL (none: the recipe's)."""
     executable: Annotated[Path | None, Yaml(skip=True)] = None
     """The first word of the command line, as found while loading."""
+    gpus: Annotated[tuple[str, ...], Yaml(skip=True)] = ()
+    """UUIDs of its GPUs, in the order of `devices`; empty on a device of kind `host`."""
+    ram: Annotated[DeviceName | None, Yaml(skip=True)] = None
+    """Device of kind `host` that its GPU state is put on in the host tier; None without GPUs."""
+
+    @property
+    def device(self) -> DeviceName:
+        """Its first device."""
+        return self.devices[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,7 +156,7 @@ def test_near_misses_are_named(fail: Fail, text: str, words: str) -> None:
         ("models: [a]", "models[0]", "the text 'a'", "a mapping"),
         ("devices: {ram: 8GiB}", "devices.ram", "the text '8GiB'", "a mapping"),
         ("devices: {'a b': {memory: 1}}", "devices.a b", "'a b'", "matches"),
-        ("devices: {g: {kind: gpu, uuid: x}}", "devices.g.memory", "nothing", "for a GPU"),
+        ("devices: {g: {kind: gpu, uuid: GPU-1}}", "devices.g.memory", "nothing", "for a GPU"),
         ("devices: {g: {kind: gpu, memory: 1GiB}}", "devices.g.uuid", "nothing", "for a GPU"),
         ("keeper: {subnet: 8.8.0.0/16}", "keeper.subnet", "8.8.0.0/16", "private"),
         ("keeper: {subnet: 10.0.0.1/16}", "keeper.subnet", "10.0.0.1/16", "private"),
@@ -249,7 +249,7 @@ def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "at", "expected"),
     [
-        ("device: g", "models[0].device", "kind `host`"),
+        ("device: [g, ram]", "models[0].device", "one device, or several GPUs"),
         ("device: ram\n    tiers: [host]", "models[0].tiers", "only GPU state"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_way_out_that_does_not_exist_is_refused(
     fail: Fail, text: str, at: str, expected: str
 ) -> None:
     (problem,) = fail(
-        "devices: {ram: {memory: 1GiB}, g: {kind: gpu, uuid: x, memory: 1GiB}}\n"
+        "devices: {ram: {memory: 1GiB}, g: {kind: gpu, uuid: GPU-1, memory: 1GiB}}\n"
         f"models:\n  - name: a\n    recipe: generic\n    params: {{binary: /bin/sh}}\n    {text}\n"
     )
     assert problem.key == at

@@ -32,7 +32,7 @@ def test_a_recipe_is_read_with_its_source(tmp_path: Path) -> None:
     ("change", "line", "key", "found"),
     [
         (("name: mine", "name: other"), 1, "name", "'other'"),
-        (("adapter: generic", "adapter: sglang"), 2, "adapter", "'sglang'"),
+        (("adapter: generic", "adapter: tgi"), 2, "adapter", "'tgi'"),
         (("{mode}", "{mood}"), 4, "argv[2]", "{mood}"),
         (("{name}", "{nam}"), 5, "env.NAME", "{nam}"),
         (("mode: fast", "mode: fast, port: 1"), 3, "params.port", "taken"),
@@ -45,6 +45,9 @@ def test_a_recipe_is_read_with_its_source(tmp_path: Path) -> None:
         ),
         (("start_timeout", "start_timeot"), 6, "start_timeot", "unknown key"),
         (("2m", "soon"), 6, "start_timeout", "'soon'"),
+        (("needs_model: false", 'gpu_args: ["{mood}"]'), 7, "gpu_args[0]", "{mood}"),
+        (("needs_model: false", "gpu_env: {A: '{mood}'}"), 7, "gpu_env.A", "{mood}"),
+        (("needs_model: false", "mechanisms: [nap]"), 7, "mechanisms[0]", "'nap'"),
     ],
 )
 def test_a_wrong_recipe_says_where(
