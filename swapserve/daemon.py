@@ -24,15 +24,17 @@ from swapserve.api.app import Deps, build_app, serve
 from swapserve.api.errors import explain
 from swapserve.config.load import load
 from swapserve.config.schema import Config, ModelConfig
-from swapserve.engines.base import adapter_for
+from swapserve.engines.registry import adapter_for
 from swapserve.errors import ConfigError, EngineUnavailable, KeeperError, SwapServeError
 from swapserve.events import Bus, BusEvent, RequestEnded
 from swapserve.ids import DeviceName, EngineName
 from swapserve.keeper.client import KeeperClient, ensure
 from swapserve.keeper.protocol import Exited
 from swapserve.lifecycle.actor import EngineActor
+from swapserve.lifecycle.figures import Figures
 from swapserve.lifecycle.journal import Journal
 from swapserve.lifecycle.orders import Callbacks, Order
+from swapserve.lifecycle.standing import Standing
 from swapserve.messages import (
     DeviceSpec,
     EngineSpec,
@@ -46,6 +48,7 @@ from swapserve.router.proxy import Proxy
 from swapserve.router.resolve import Directory
 from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
+from swapserve.states import Tier
 from swapserve.status import DeviceStatus, EngineStatus, Status
 from swapserve.swap.moves import Mover
 from swapserve.system.lockfile import only_one
@@ -136,14 +139,19 @@ class Daemon:
             self._actors[model.name] = self._actor(model)
         core = Core(
             (
-                DeviceSpec(name=device.name, capacity_bytes=device.memory_bytes)
+                DeviceSpec(
+                    name=device.name,
+                    capacity_bytes=device.memory_bytes,
+                    exclusive=device.kind == "gpu",
+                )
                 for device in config.devices.values()
             ),
             (
                 EngineSpec(
                     name=model.name,
-                    device=model.device,
+                    devices=model.devices,
                     memory_bytes=model.memory_bytes,
+                    ram=model.ram if Tier.HOST in model.tiers else None,
                     pin=self._pinned(model),
                     preload=model.preload,
                     ttl_s=model.ttl_s,
@@ -166,24 +174,23 @@ class Daemon:
 
     def _actor(self, model: ModelConfig) -> EngineActor:
         name = model.name
-
-        def notice(message: str) -> None:
-            self._actors[name].notice(message)
-
+        adapter = adapter_for(model)
+        standing = Standing(name, self.bus)
         mover = Mover(
             model,
             self._config.images,
             self._keeper,
-            adapter_for(model),
+            adapter,
             close_idle=partial(self._proxy.close_idle, name),
-            notice=notice,
+            notice=standing.notice,
         )
+        figures = Figures(model, self._journal, adapter.mechanisms)
         callbacks = Callbacks(
             post=self._post,
             engine_back=partial(self._proxy.engine_back, name),
             engine_gone=partial(self._proxy.engine_gone, name),
         )
-        return EngineActor(model, mover, self._journal, self.bus, callbacks)
+        return EngineActor(model, mover, figures, standing, callbacks)
 
     def _deps(self) -> Deps:
         return Deps(
@@ -239,9 +246,9 @@ class Daemon:
         """Order the engine's actor to bring it in."""
         self._actors[engine].order(Order(what="bring_in"))
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str) -> None:
+    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
         """Order the engine's actor to swap it out."""
-        self._actors[engine].order(Order(what="swap_out", in_flight=in_flight, cause=cause))
+        self._actors[engine].order(Order(what="swap_out", in_flight=in_flight, cause=cause, to=to))
 
     def stop(self, engine: EngineName) -> None:
         """Order the engine's actor to end it."""
@@ -272,7 +279,7 @@ class Daemon:
         try:
             await self.command(verb, engine)
         except SwapServeError as error:
-            self._actors[engine].notice(f"{verb} failed: {error}")
+            self._actors[engine].standing.notice(f"{verb} failed: {error}")
 
     async def log_tail(self, engine: EngineName, lines: int) -> str:
         """Return the end of an engine's own log."""
@@ -307,22 +314,24 @@ class Daemon:
 
     def _engine_status(self, actor: EngineActor) -> EngineStatus:
         assert self._runner is not None
-        model, holding = actor.model, actor.holding
+        model, holding, standing = actor.model, actor.holding, actor.standing
         active, waiting, suspended = self._runner.core.counts(model.name)
         source: Literal["configured", "measured", "unknown"] = "unknown"
         if model.memory_bytes is not None:
             source = "configured"
-        elif actor.footprint_bytes is not None:
+        elif actor.figures.footprint_bytes is not None:
             source = "measured"
         return EngineStatus(
             name=model.name,
             aliases=model.aliases,
             recipe=model.recipe.name,
-            device=model.device,
-            state=actor.state,
-            tier=actor.tier,
-            since=actor.since,
-            footprint_bytes=actor.footprint_bytes,
+            devices=model.devices,
+            mechanism=model.mechanism if model.gpus else None,
+            host_bytes=holding.host_bytes if holding else 0,
+            state=standing.state,
+            tier=standing.tier,
+            since=standing.since,
+            footprint_bytes=actor.figures.footprint_bytes,
             footprint_source=source,
             active=active,
             waiting=waiting,
@@ -333,8 +342,8 @@ class Daemon:
             restored_from=holding.restored_from if holding else None,
             address=holding.address if holding else None,
             pid=holding.pid if holding else None,
-            last_swap=actor.last_swap,
-            error=actor.error,
+            last_swap=standing.last_swap,
+            error=standing.error,
         )
 
 

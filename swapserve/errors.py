@@ -222,6 +222,66 @@ class CriuError(SwapError):
         super().__init__(engine, phase, message, log_tail)
 
 
+class CudaError(SwapError):
+    """GPU state could not be moved.
+
+    `lost`: the engine's process had to be ended; else it is as it was before the attempt.
+    """
+
+    code = "cuda_failed"
+
+    def __init__(
+        self, engine: str, phase: str, message: str, log_tail: str = "", *, lost: bool
+    ) -> None:
+        self.lost = lost
+        super().__init__(engine, phase, message, log_tail)
+
+
+class DeviceBusy(SwapError):
+    """A GPU has less free memory than a restore needs, so it was not tried; nothing changed.
+
+    `free_bytes` and `needed_bytes` are of the GPU `uuid`, the margin counted in.
+    """
+
+    code = "device_busy"
+
+    def __init__(self, engine: str, uuid: str, needed_bytes: int, free_bytes: int) -> None:
+        self.uuid = uuid
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        super().__init__(
+            engine,
+            "admission",
+            f"it needs {needed_bytes} bytes of GPU {uuid} (keeper.gpu_margin included), of which"
+            f" NVML sees {free_bytes} free. Something that SwapServe does not manage may use it:"
+            " see `nvidia-smi`",
+        )
+
+
+class QuiesceFailed(SwapError):
+    """An engine's own sleep or wake-up failed.
+
+    `left_awake`: True if it serves as before, False if it rests and must be woken before it can
+    serve, None if that cannot be told. `unsupported`: it has no such call, so that a second
+    attempt is as useless.
+    """
+
+    code = "quiesce_failed"
+
+    def __init__(
+        self,
+        engine: str,
+        phase: str,
+        message: str,
+        *,
+        left_awake: bool | None,
+        unsupported: bool = False,
+    ) -> None:
+        self.left_awake = left_awake
+        self.unsupported = unsupported
+        super().__init__(engine, phase, message)
+
+
 class ImageError(SwapError):
     """A checkpoint image is missing, stale, damaged or does not fit the disk budget."""
 

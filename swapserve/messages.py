@@ -6,12 +6,16 @@ back as events; every `BringIn` is answered by `EngineReady` or `TransitionFaile
 `SwapOut` by `EngineLeft` or `TransitionFailed`, every `StopEngine` by `EngineLeft`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.states import EngineState, Tier
+
+Footprint = Mapping[DeviceName, int]
+"""Bytes by device."""
 
 Verb = Literal["swap_in", "swap_out", "start", "stop", "pin", "unpin"]
 """What an operator can ask for."""
@@ -26,9 +30,18 @@ class EngineSeen:
     engine: EngineName
     state: EngineState
     tier: Tier
-    footprint_bytes: int | None
+    footprint: Footprint | None
+    """Last known use of each of its devices while it serves; None if nobody knows."""
     can_preempt: bool
-    """Whether it survives a swap out with requests in flight (live images possible)."""
+    """Whether it survives a swap out with requests in flight (live images, or the host tier)."""
+    can_dump: bool = True
+    """Whether that holds for the way to disk too; else only for the host tier."""
+    host_bytes: int = 0
+    """What it holds of its RAM device in the host tier."""
+    residue: Footprint = field(default_factory=dict)
+    """What an engine that is off its devices still holds there."""
+    residue: Footprint = field(default_factory=dict)
+    """What it still holds of its devices there: see `EngineLeft`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +64,7 @@ class EngineReady:
     """A `BringIn` succeeded, or a `SwapOut` was given up with the engine still serving."""
 
     engine: EngineName
-    footprint_bytes: int
+    footprint: Footprint
     seconds: float
 
 
@@ -64,11 +77,19 @@ class EngineLeft:
     seconds: float
     leases_lost: bool = False
     """Its process is gone for good, so suspended and active leases cannot continue."""
+    host_bytes: int = 0
+    """What it now holds of its RAM device (host tier)."""
+    residue: Footprint = field(default_factory=dict)
+    """What it still holds of its devices: an engine that only sleeps keeps its CUDA contexts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransitionFailed:
-    """A transition ended badly. `tier` DEVICE: bytes may still be in use there."""
+    """A transition ended badly. `tier` DEVICE: bytes may still be in use there.
+
+    A bring-in that was refused before anything was tried (a GPU has less room than planned) ends
+    with `SWAPPED_OUT`, the tier it was on, and no lease lost: it is tried again after a pause.
+    """
 
     engine: EngineName
     error: SwapServeError
@@ -93,7 +114,7 @@ class FootprintMeasured:
     """New reading of what a resident engine holds on its device."""
 
     engine: EngineName
-    footprint_bytes: int
+    footprint: Footprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +162,17 @@ class BringIn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapOut:
-    """Move the engine off its device. `in_flight`: its active leases become suspended."""
+    """Move the engine off its devices, or one that is off already further down.
+
+    `in_flight` counts the requests that are inside: those that become suspended, and those that
+    were suspended before in an engine that is off already. They must survive the move.
+    """
 
     engine: EngineName
     in_flight: int
     cause: str
+    to: Tier
+    """Highest tier it may go to: HOST only if RAM was reserved for all that it holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +263,8 @@ class DeviceSpec:
 
     name: DeviceName
     capacity_bytes: int
+    exclusive: bool = False
+    """A GPU: at most one transition of an engine on it at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,11 +272,15 @@ class EngineSpec:
     """One engine as the core sees it: configuration only."""
 
     name: EngineName
-    device: DeviceName
+    devices: tuple[DeviceName, ...]
+    """All of them are needed at the same time."""
     memory_bytes: int | None
+    """On each of its devices; None: measured."""
     pin: bool
     preload: bool
     ttl_s: float | None
+    ram: DeviceName | None = None
+    """Where its state rests in the host tier; None: it has no host tier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,10 @@ class Metrics:
             "state",
         )
         self._footprint = new(
-            "engine_footprint_bytes", "gauge", "Bytes the engine holds on its device.", *engine
+            "engine_footprint_bytes", "gauge", "Bytes the engine takes on its devices.", *engine
+        )
+        self._host = new(
+            "engine_host_bytes", "gauge", "Bytes of GPU state that rest in host memory.", *engine
         )
         self._image = new(
             "engine_image_bytes", "gauge", "Bytes of the engine's images on disk.", *engine
@@ -193,6 +196,7 @@ class Metrics:
                 self._state.set(float(engine.state is state), engine.name, state)
             if engine.footprint_bytes is not None:
                 self._footprint.set(engine.footprint_bytes, engine.name)
+            self._host.set(engine.host_bytes, engine.name)
             self._image.set(engine.image_bytes, engine.name)
             self._leases.set(engine.active, engine.name, "active")
             self._leases.set(engine.waiting, engine.name, "waiting")

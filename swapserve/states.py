@@ -43,7 +43,10 @@ TRANSITIONS: dict[EngineState, frozenset[EngineState]] = {
     _S.READY: frozenset({_S.DRAINING, _S.SWAPPING_OUT, _S.STOPPING, _S.FAILED}),
     _S.DRAINING: frozenset({_S.READY, _S.SWAPPING_OUT, _S.STOPPING, _S.FAILED}),
     _S.SWAPPING_OUT: frozenset({_S.SWAPPED_OUT, _S.READY, _S.FAILED}),
-    _S.SWAPPED_OUT: frozenset({_S.SWAPPING_IN, _S.STARTING, _S.STOPPING, _S.FAILED}),
+    # To SWAPPING_OUT: further down, from host memory to disk.
+    _S.SWAPPED_OUT: frozenset(
+        {_S.SWAPPING_IN, _S.SWAPPING_OUT, _S.STARTING, _S.STOPPING, _S.FAILED}
+    ),
     _S.SWAPPING_IN: frozenset({_S.READY, _S.STARTING, _S.SWAPPED_OUT, _S.FAILED, _S.STOPPING}),
     _S.STOPPING: frozenset({_S.STOPPED, _S.FAILED}),
     _S.FAILED: frozenset({_S.STARTING, _S.SWAPPING_IN, _S.STOPPING, _S.STOPPED}),

@@ -38,13 +38,17 @@ class EngineStatus:
     name: str
     aliases: tuple[str, ...]
     recipe: str
-    device: str
+    devices: tuple[str, ...]
+    mechanism: str | None
+    """How it gives GPU memory back, as configured; None without GPU."""
     state: EngineState
     tier: Tier
     since: float
     """Wall clock at which it entered this state."""
     footprint_bytes: int | None
     footprint_source: Literal["configured", "measured", "unknown"]
+    host_bytes: int
+    """GPU state that rests in host memory now."""
     active: int
     waiting: int
     suspended: int
@@ -67,6 +71,7 @@ class EngineStatus:
         last = data["last_swap"]
         changed = {
             "aliases": tuple(data["aliases"]),
+            "devices": tuple(data["devices"]),
             "state": EngineState(data["state"]),
             "tier": Tier(data["tier"]),
             "last_swap": None if last is None else SwapSummary.from_json(last),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from swapserve.config.fields import keys_of
 from swapserve.config.machine import find_binary
@@ -56,18 +57,20 @@ class ModelReader:
         values = section.values
         recipe = self._recipe(section)
         devices = self._devices(section)
-        if recipe is not None:
+        attached = "attach" in section.lines
+        if recipe is not None and not attached:
             self._check_params(section, recipe)
             self._resolve_model(section, recipe)
-        if recipe is None or not devices or "name" in section.bad:
+        if recipe is None or not devices or {"name", "attach"} & section.bad:
             return None
         values |= {"recipe": recipe, "devices": devices, **self._placement(devices)}
-        if "tiers" in values:
-            values["tiers"] = tuple(Tier(tier) for tier in values["tiers"])
-        elif values["gpus"]:
-            sandboxed = values.get("sandbox", True)
-            values["tiers"] = (Tier.HOST, Tier.DISK) if sandboxed else (Tier.HOST,)
+        if attached or "image" in values or recipe.image is not None:
+            # What we did not build around it, CRIU cannot bring back.
+            values |= {"sandbox": False, "golden": False}
+        values["tiers"] = _tiers(values)
         model = ModelConfig(**values)
+        if attached:
+            return Read(section, model)
         self._check_placeholders(section, model)
         return Read(section, dataclasses.replace(model, executable=self._program(section, model)))
 
@@ -152,6 +155,8 @@ class ModelReader:
 
     def _program(self, section: Section, model: ModelConfig) -> Path | None:
         """Return the absolute path of the program, noting that there is none."""
+        if model.container_image is not None:
+            return None  # it is in the image
         word = launch_argv(model, host="", port=0)[0]
         if not word:
             return None
@@ -167,6 +172,18 @@ class ModelReader:
             )  # fmt: skip
             self._note(section, at.partition(".")[0], f"{word!r}, which is not there", where, at)
         return found or (path if path.is_absolute() else None)
+
+
+def _tiers(values: Mapping[str, Any]) -> tuple[Tier, ...]:
+    """Return the tiers of a model: those given, or what is possible on its devices."""
+    if "tiers" in values:
+        return tuple(Tier(tier) for tier in values["tiers"])
+    sandboxed = values.get("sandbox", True)
+    if values["gpus"]:
+        return (Tier.HOST, Tier.DISK) if sandboxed else (Tier.HOST,)
+    if values.get("attach"):
+        return ()
+    return (Tier.DISK,)
 
 
 def locate_model(text: str, base: Path, state_dir: Path) -> tuple[Path, str | None]:

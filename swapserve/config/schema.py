@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from swapserve.config.fields import Yaml
-from swapserve.config.recipes import Mechanism, Recipe
+from swapserve.config.recipes import IMAGE_PATTERN, Mechanism, Recipe
 from swapserve.ids import DeviceName, EngineName
 from swapserve.states import Tier
 
@@ -21,10 +21,13 @@ BusyPolicy = Literal["preempt", "drain"]
 Profile = Literal["auto", "root", "unprivileged"]
 OnExit = Literal["stop", "leave"]
 MechanismChoice = Literal["auto", Mechanism]
+ContainerRuntime = Literal["auto", "podman", "docker", "apptainer"]
+Launch = Literal["process", "container", "attached"]
 
 GIB = 1 << 30
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._:/-]*"
 DEVICE_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
+ATTACH_PATTERN = "pid:[1-9][0-9]*|port:[1-9][0-9]*|container:[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,12 @@ class KeeperConfig:
     """Further host paths that engines on a GPU are shown, writable (/dev/nvidia* are by itself)."""
     cuda_checkpoint: Path | None = None
     """NVIDIA's cuda-checkpoint, for drivers without the API (none: PATH)."""
+    container_runtime: ContainerRuntime = "auto"
+    """What runs engines with an `image`; `auto` takes the first of the three that answers."""
+    container_program: Path | None = None
+    """Its program, for a `container_runtime` other than `auto` (none: PATH)."""
+    container_timeout_s: Annotated[float, Yaml(low=1)] = 120.0
+    """Longest call of the container runtime, such as making and starting a container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +170,11 @@ class ModelConfig:
     """Extra command-line arguments, after the recipe's; may use the recipe's placeholders."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables, over the recipe's; may use the recipe's placeholders."""
+    image: Annotated[str | None, Yaml(pattern=IMAGE_PATTERN)] = None
+    """Container image to run it in, in place of the recipe's; see the recipe's `image`."""
+    attach: Annotated[str | None, Yaml(pattern=ATTACH_PATTERN)] = None
+    """An engine that runs already, `pid:N`, `port:N` or `container:NAME`: never started or ended,
+    only suspended and resumed. The recipe says how to talk to it; `name` is what it answers to."""
     port: Annotated[int | None, Yaml(low=1, high=65535)] = None
     """Port the engine binds (none: the recipe's inside a sandbox, a free one without)."""
     devices: Annotated[
@@ -204,6 +218,18 @@ class ModelConfig:
     def device(self) -> DeviceName:
         """Its first device."""
         return self.devices[0]
+
+    @property
+    def container_image(self) -> str | None:
+        """Image it runs in, None if it is a process of this machine or was not started by us."""
+        return None if self.attach else self.image or self.recipe.image
+
+    @property
+    def launch(self) -> Launch:
+        """How it comes to run."""
+        if self.attach:
+            return "attached"
+        return "container" if self.container_image else "process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

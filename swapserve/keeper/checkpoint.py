@@ -57,6 +57,11 @@ class Checkpoints:
         """Return the live image's manifest, None if there is none."""
         return self._images.manifest(self._place.slug, "live")
 
+    def device_bytes(self, kind: ImageKind) -> dict[str, int]:
+        """Return what an image's GPU state will take of each GPU; empty if there is no image."""
+        manifest = self._images.manifest(self._place.slug, kind)
+        return manifest.device_bytes if manifest else {}
+
     async def drop(self, kind: ImageKind) -> None:
         """Delete an image; harmless if there is none."""
         path = self._images.path(self._place.slug, kind)
@@ -109,6 +114,7 @@ class Checkpoints:
                 binds={bind.key: bind.source for bind in spec.binds},
                 bytes=size,
                 canary=canary,
+                device_bytes=self._tree.device_bytes if self._place.model.gpus else {},
             )
             await asyncio.to_thread(images.commit, staging, self._place.slug, manifest)
         if kind == "live":
@@ -135,7 +141,9 @@ class Checkpoints:
                     timeout_s=self._context.config.keeper.restore_timeout_s,
                 )
             with phases.phase("verify"):
-                self._tree.adopt(ProcessRef.of(pid), restored_from=kind)
+                self._tree.adopt(
+                    ProcessRef.of(pid), restored_from=kind, device_bytes=manifest.device_bytes
+                )
                 await asyncio.to_thread(self._tree.gather)
         except (CriuError, ProcessLookupError, OSError) as error:
             await self._clear_after_failed_restore(network)
@@ -189,8 +197,13 @@ class Checkpoints:
             spec,
             recipe=self._place.model.recipe.name,
             files=sandbox.model_files(self._place.model),
-            versions={"criu": criu.version if criu else ""},
+            versions={"criu": criu.version if criu else "", **self._cuda_versions()},
         )
+
+    def _cuda_versions(self) -> dict[str, str]:
+        """Return the driver that an engine on a GPU depends on; which GPU is in its environment."""
+        cuda = self._context.cuda if self._place.model.gpus else None
+        return {} if cuda is None else {"driver": cuda.driver or ""}
 
     def _mapped(self, root: int, spec: SandboxSpec) -> dict[str, str]:
         """Return the identity of every host file that the tree has mapped, by host path."""

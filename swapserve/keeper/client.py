@@ -10,6 +10,8 @@ from typing import Any
 from swapserve.config.schema import Config
 from swapserve.errors import (
     CriuError,
+    CudaError,
+    DeviceBusy,
     ImageError,
     KeeperError,
     KeeperUnavailable,
@@ -18,7 +20,14 @@ from swapserve.errors import (
 )
 from swapserve.ids import EngineName
 from swapserve.keeper.agreement import digest
-from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, Holding, ImageKind, VerbReport
+from swapserve.keeper.protocol import (
+    PROTOCOL_VERSION,
+    Exited,
+    Holding,
+    ImageKind,
+    Measured,
+    VerbReport,
+)
 from swapserve.system.detached import spawn_detached
 
 SOCKET_NAME = "keeper.sock"
@@ -37,6 +46,11 @@ class KeeperClient:
     def __init__(self, config: Config, exited: Callable[[Exited], None]) -> None:
         self._path = config.paths.run_dir / SOCKET_NAME
         self._limits = config.keeper
+        self._gpu_bytes = {
+            model.name: sum(config.devices[name].memory_bytes for name in model.devices)
+            for model in config.models.values()
+            if model.gpus
+        }
         self._agreement = digest(config)
         self._exited = exited
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -121,32 +135,34 @@ class KeeperClient:
         """Start it cold."""
         return await self._verb("spawn", VERB_MARGIN_S * 2, engine=engine)
 
-    async def freeze(self, engine: EngineName) -> VerbReport:
-        """Freeze it."""
-        return await self._verb("freeze", VERB_MARGIN_S, engine=engine)
+    async def suspend(self, engine: EngineName) -> VerbReport:
+        """Move its GPU state to host memory and freeze it."""
+        return await self._verb("suspend", self._gpu_s(engine), engine=engine)
 
-    async def thaw(self, engine: EngineName) -> VerbReport:
-        """Thaw it."""
-        return await self._verb("thaw", VERB_MARGIN_S, engine=engine)
+    async def resume(self, engine: EngineName) -> VerbReport:
+        """Bring its GPU state back and let it run."""
+        return await self._verb("resume", self._gpu_s(engine), engine=engine)
 
     async def dump(
         self, engine: EngineName, kind: ImageKind, canary: dict[str, Any] | None = None
     ) -> VerbReport:
         """Write an image."""
-        return await self._verb("dump", self._dump_s(), engine=engine, kind=kind, canary=canary)
+        limit = self._dump_s() + 2 * self._gpu_s(engine)  # a golden image: there and back
+        return await self._verb("dump", limit, engine=engine, kind=kind, canary=canary)
 
     async def restore(self, engine: EngineName, kind: ImageKind) -> VerbReport:
         """Restore an image."""
-        limit = self._limits.restore_timeout_s + VERB_MARGIN_S
+        limit = self._limits.restore_timeout_s + VERB_MARGIN_S + self._gpu_s(engine)
         return await self._verb("restore", limit, engine=engine, kind=kind)
 
     async def discard(self, engine: EngineName) -> VerbReport:
         """Kill it."""
-        return await self._verb("discard", VERB_MARGIN_S, engine=engine)
+        return await self._verb("discard", VERB_MARGIN_S + self._gpu_s(engine), engine=engine)
 
     async def stop(self, engine: EngineName, grace_s: float) -> VerbReport:
         """End it."""
-        return await self._verb("stop", grace_s + VERB_MARGIN_S, engine=engine, grace_s=grace_s)
+        limit = grace_s + VERB_MARGIN_S + self._gpu_s(engine)
+        return await self._verb("stop", limit, engine=engine, grace_s=grace_s)
 
     async def drop_image(self, engine: EngineName, kind: ImageKind) -> VerbReport:
         """Delete an image."""
@@ -156,10 +172,10 @@ class KeeperClient:
         """Note that the golden image is good."""
         await self._call("canary_passed", QUERY_TIMEOUT_S, engine=engine)
 
-    async def measure(self, engine: EngineName) -> int:
-        """Return the bytes of memory it takes (proportional set size of its tree)."""
+    async def measure(self, engine: EngineName) -> Measured:
+        """Return what it takes now."""
         data = await self._call("measure", QUERY_TIMEOUT_S, engine=engine)
-        return int(data["pss_bytes"])
+        return Measured.from_json(data)
 
     async def log_tail(self, engine: EngineName, lines: int) -> str:
         """Return the end of its own output."""
@@ -174,6 +190,16 @@ class KeeperClient:
 
     def _dump_s(self) -> float:
         return self._limits.dump_timeout_s + VERB_MARGIN_S
+
+    def _gpu_s(self, engine: EngineName) -> float:
+        """Return how long moving all of an engine's GPUs could take, waiting for them included.
+
+        Twice: another engine may be on its way just then.
+        """
+        if engine not in self._gpu_bytes:
+            return 0.0
+        moving = self._gpu_bytes[engine] / self._limits.cuda_rate_bytes
+        return VERB_MARGIN_S + 2 * (moving + self._limits.cuda_lock_timeout_s)
 
     async def _verb(self, verb: str, timeout_s: float, **fields: Any) -> VerbReport:  # noqa: ANN401
         return VerbReport.from_json(await self._call(verb, timeout_s, **fields))
@@ -216,6 +242,10 @@ def _error(data: dict[str, Any]) -> SwapServeError:
     engine, tail = str(data.get("engine", "")), str(data.get("log_tail", ""))
     if code == CriuError.code:
         return CriuError(engine, data["phase"], message, tail, killed=bool(data["killed"]))
+    if code == CudaError.code:
+        return CudaError(engine, data["phase"], message, tail, lost=bool(data["lost"]))
+    if code == DeviceBusy.code:
+        return DeviceBusy(engine, data["uuid"], int(data["needed"]), int(data["free"]))
     if code == ImageError.code:
         return ImageError(engine, data["phase"], message, tail)
     if code == StartFailed.code:

@@ -1,21 +1,29 @@
 """What all engines of one keeper share: configuration, directories, tools, and its own tag."""
 
+import asyncio
 import hashlib
 import ipaddress
 import logging
 import os
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from swapserve.config.machine import resolve_profile
 from swapserve.config.schema import Config
 from swapserve.errors import CommandError, CriuError
 from swapserve.keeper.criu import Criu
+from swapserve.keeper.cuda.calls import Features
+from swapserve.keeper.cuda.pool import Workers
 from swapserve.keeper.hugepages import HugePages
 from swapserve.keeper.images import ImageStore
 from swapserve.keeper.network import Network
+from swapserve.keeper.phases import Phases
 from swapserve.keeper.sandbox import slug
 from swapserve.system import cgroup, host
 from swapserve.system.cgroup import Cgroup
+from swapserve.system.gpu import Nvml, NvmlUnavailable
 from swapserve.system.tools import find_tool, prefix_dirs
 
 log = logging.getLogger(__name__)
@@ -41,6 +49,11 @@ class Context:
         self.criu: Criu | None = None
         self.criu_missing = "the profile is unprivileged"
         self.nft: Path | None = None
+        self.workers = Workers(config.keeper)
+        self.nvml = Nvml()
+        self.cuda: Features | None = None
+        """What the CUDA driver can do; None without GPUs in the configuration."""
+        self._gpus: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._cgroups: Path | None = None
 
     async def open(self) -> None:
@@ -58,11 +71,52 @@ class Context:
         if self.profile == "root":
             self.criu = await self._find_criu()
         self._cgroups = self._find_cgroups()
+        if any(model.gpus for model in self.config.models.values()):
+            self.cuda = await self.workers.features()
 
     @property
     def can_sandbox(self) -> bool:
         """Whether engines get their own namespaces."""
         return self.profile == "root"
+
+    @asynccontextmanager
+    async def gpus(self, uuids: Sequence[str], phases: Phases) -> AsyncIterator[None]:
+        """Hold these GPUs: nothing else is moved onto or off them meanwhile.
+
+        Taken in one order by everybody, so two engines on several GPUs never wait for each other.
+        """
+        async with AsyncExitStack() as held:
+            with phases.phase("gpu_wait"):
+                for uuid in sorted(uuids):
+                    await held.enter_async_context(self._gpus[uuid])
+            yield
+
+    def cannot_move(self, uuids: Sequence[str]) -> str:
+        """Return why GPU state on these GPUs cannot be moved; empty if it can (blocks)."""
+        if self.cuda is None or not uuids:
+            return "it runs on no GPU"
+        return self.cuda.why_not or next(self._unfit(uuids), "")
+
+    def _unfit(self, uuids: Sequence[str]) -> Iterator[str]:
+        try:
+            known = {gpu.uuid: gpu for gpu in self.nvml.gpus()}
+            mps = self.nvml.mps()
+        except NvmlUnavailable as error:
+            yield str(error)
+            return
+        for uuid in uuids:
+            if uuid not in known:
+                yield f"NVML knows no GPU {uuid}; `nvidia-smi -L` lists them"
+            elif known[uuid].mig:
+                yield (
+                    f"GPU {uuid} is split by MIG, of which the driver cannot move state; switch"
+                    " it off with `nvidia-smi -mig 0`, or set mechanism: sleep"
+                )
+        if mps:
+            yield (
+                "MPS serves the GPUs, and the driver cannot move the state of its clients; end"
+                " nvidia-cuda-mps-control, or set mechanism: sleep"
+            )
 
     def engine_dir(self, engine: str) -> Path:
         """Return where an engine's root directory and pid file are."""
@@ -105,8 +159,9 @@ class Context:
                 return index
         raise ValueError(f"keeper.subnet {self.config.keeper.subnet} has no free /30 left")
 
-    def close(self) -> None:
-        """Remove the keeper's own cgroup, except where an engine still is in it."""
+    async def close(self) -> None:
+        """End the workers; remove the keeper's own cgroup, except where an engine still is."""
+        await self.workers.close()
         if self._cgroups is not None:
             Cgroup(self._cgroups).remove()
 

@@ -1,4 +1,4 @@
-"""One engine in the keeper's hands: the verbs that start, freeze, dump, restore and end it.
+"""One engine in the keeper's hands: the verbs that start, suspend, dump, restore and end it.
 
 One verb at a time; each runs to its end whoever asked for it. `Holding` says what is there now.
 """
@@ -12,17 +12,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from swapserve.config.schema import ModelConfig
-from swapserve.errors import CommandError, KeeperError, StartFailed
+from swapserve.errors import CommandError, CudaError, KeeperError, StartFailed, SwapServeError
 from swapserve.keeper.checkpoint import Checkpoints
 from swapserve.keeper.context import Context
 from swapserve.keeper.phases import Phases
 from swapserve.keeper.place import Place
-from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind, VerbReport
+from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind, Measured, VerbReport
 from swapserve.keeper.record import Record
 from swapserve.keeper.sandbox import SandboxSpec
+from swapserve.keeper.suspension import Suspension
 from swapserve.keeper.tree import EngineTree
 from swapserve.system import process
 from swapserve.system.command import run
+from swapserve.system.gpu import NvmlUnavailable
 from swapserve.system.process import ProcessRef
 
 SPAWN_TIMEOUT_S = 60.0
@@ -57,6 +59,8 @@ class HeldEngine:
             exited=exited,
         )
         self._checkpoints = Checkpoints(self.place, self._tree, context, later=start_watch)
+        self._gpu = Suspension(self.place, self._tree, context) if model.gpus else None
+        self._later = start_watch
 
     # ------------------------------------------------------------ facts
 
@@ -64,8 +68,10 @@ class HeldEngine:
         """Say what there is of it now (reads files: call it in a thread)."""
         golden, live = self._checkpoints.golden(), self._checkpoints.live()
         root = self._tree.root
+        away = self._gpu is not None and self._gpu.away
+        why_not = self._context.cannot_move(self.model.gpus)
         if root is not None:
-            held = Held.FROZEN if self._tree.frozen else Held.RUNNING
+            held = Held.SUSPENDED if away else Held.RUNNING
         else:
             held = Held.LIVE_IMAGE if live is not None else Held.NOTHING
         return Holding(
@@ -78,7 +84,10 @@ class HeldEngine:
             live_image_bytes=live.bytes if live else 0,
             golden_image_bytes=golden.bytes if golden else 0,
             restored_from=self._tree.restored_from,
-            can_dump=self.place.can_dump,
+            can_dump=self.place.can_dump and (self._gpu is None or not why_not),
+            can_suspend=not why_not,
+            why_not=why_not,
+            host_bytes=sum(self._tree.device_bytes.values()) if away else 0,
             canary=golden.canary if golden else None,
             canary_passed=golden.canary_passed if golden else False,
         )
@@ -109,30 +118,82 @@ class HeldEngine:
             self._tree.adopt(ref, restored_from=None)
             return phases.report()
 
-    async def freeze(self) -> VerbReport:
-        """Stop every thread of the engine; its memory stays where it is."""
-        async with self._doing("freeze", running=True) as phases:
-            with phases.phase("freeze"):
-                await self._tree.freeze(True)
-            return phases.report()
+    async def suspend(self) -> VerbReport:
+        """Move its GPU state to host memory and freeze it.
 
-    async def thaw(self) -> VerbReport:
-        """Let a frozen engine run on."""
-        async with self._doing("thaw", running=True) as phases:
-            with phases.phase("thaw"):
-                await self._tree.freeze(False)
-            return phases.report()
+        Raises:
+            KeeperError: it does not run, is away already, or has no GPU state that can be moved.
+            CudaError: `lost`: it was ended; else it runs on.
+        """
+        async with self._doing("suspend", running=True) as phases:
+            gpu = await self._movable("suspend")
+            if gpu.away:
+                raise KeeperError(f"'{self.model.name}' is suspended already")
+            return phases.report(await gpu.suspend(phases))
+
+    async def resume(self) -> VerbReport:
+        """Bring its GPU state back and let it run.
+
+        Raises:
+            KeeperError: it is not suspended.
+            DeviceBusy: a GPU has too little free memory; it stays suspended.
+            CudaError: it was ended.
+        """
+        async with self._doing("resume", running=True) as phases:
+            if self._gpu is None or not self._gpu.away:
+                raise KeeperError(f"'{self.model.name}' cannot resume: it is not suspended")
+            return phases.report(await self._gpu.resume(phases))
+
+    async def _movable(self, verb: str) -> Suspension:
+        why_not = await asyncio.to_thread(self._context.cannot_move, self.model.gpus)
+        if self._gpu is None or why_not:
+            raise KeeperError(f"'{self.model.name}' cannot {verb}: {why_not}")
+        return self._gpu
 
     async def dump(self, kind: ImageKind, canary: dict[str, Any] | None) -> VerbReport:
         """Write an image: `live` ends the process, `golden` leaves it running.
 
         Raises:
             KeeperError: it does not run, or images of it are not possible here.
-            ImageError: no room for the image; the engine runs on.
-            CriuError: the engine runs on unless it says otherwise.
+            ImageError: no room for the image; the engine is as it was.
+            CriuError: the engine is as it was unless it says otherwise.
+            CudaError: its GPU state could not be moved out of the way; see there.
         """
         async with self._doing("dump", running=True) as phases:
-            return await self._checkpoints.dump(kind, canary, phases)
+            if self._gpu is None:
+                return await self._checkpoints.dump(kind, canary, phases)
+            return await self._dump_with_gpu(kind, canary, phases)
+
+    async def _dump_with_gpu(
+        self, kind: ImageKind, canary: dict[str, Any] | None, phases: Phases
+    ) -> VerbReport:
+        """Dump while the GPU state is in host memory, where CRIU finds it."""
+        gpu = await self._movable("dump")
+        was_away = gpu.away
+        if not was_away:
+            await gpu.suspend(phases, freeze=False)
+        try:
+            report = await self._checkpoints.dump(kind, canary, phases)
+        except SwapServeError:
+            if self._tree.root is not None:
+                await self._back_after_failed_dump(gpu, phases, was_away=was_away)
+            raise
+        if kind == "golden":
+            await gpu.resume(phases)
+        return phases.report(report.bytes)
+
+    async def _back_after_failed_dump(
+        self, gpu: Suspension, phases: Phases, *, was_away: bool
+    ) -> None:
+        try:
+            if was_away:
+                await self._tree.freeze(True)  # CRIU has thawed it
+            else:
+                await gpu.resume(phases)
+        except (SwapServeError, TimeoutError):
+            # Half way is nowhere: it would neither serve nor give its memory back.
+            log.exception("event=not_taken_back engine=%s", self.model.name)
+            await self._tree.kill()
 
     async def restore(self, kind: ImageKind) -> VerbReport:
         """Bring the engine back from an image; a live image is used up, also by a failure.
@@ -141,21 +202,46 @@ class HeldEngine:
             KeeperError: it is already there.
             ImageError: there is no such image, or the golden one no longer fits.
             CriuError: nothing of it runs.
+            DeviceBusy: a GPU has too little free memory; nothing was tried, the image is kept.
+            CudaError: its GPU state did not come back; nothing of it runs.
         """
         async with self._doing("restore", running=False) as phases:
-            return await self._checkpoints.restore(kind, phases)
+            if self._gpu is None:
+                return await self._checkpoints.restore(kind, phases)
+            needs = await asyncio.to_thread(self._checkpoints.device_bytes, kind)
+            await self._gpu.admit(needs, phases)
+            report = await self._checkpoints.restore(kind, phases)
+            if self._gpu.away:
+                await self._resume_restored(phases)
+            return phases.report(report.bytes)
+
+    async def _resume_restored(self, phases: Phases) -> None:
+        assert self._gpu is not None
+        try:
+            await self._gpu.resume(phases)
+        except CudaError:
+            raise
+        except SwapServeError as error:  # the room was taken between the check and now
+            await self._tree.kill()
+            raise CudaError(self.model.name, "resume", str(error), lost=True) from error
 
     async def discard(self) -> VerbReport:
         """Kill the engine at once, without a word to it."""
         async with self._doing("discard", running=True) as phases:
+            await self._quench(phases)
             with phases.phase("kill"):
                 await self._tree.kill()
             return phases.report()
+
+    async def _quench(self, phases: Phases) -> None:
+        if self._gpu is not None:
+            await self._gpu.quench(phases)
 
     async def stop(self, grace_s: float) -> VerbReport:
         """End the engine if it runs (TERM, then KILL) and drop its live image."""
         async with self._doing("stop", running=None) as phases:
             if self._tree.root is not None:
+                await self._quench(phases)
                 with phases.phase("terminate"):
                     await self._tree.terminate(grace_s)
             await self._checkpoints.drop("live")
@@ -172,8 +258,8 @@ class HeldEngine:
         """Note that a restore of the present golden image answered as it should."""
         await self._checkpoints.mark_canary_passed()
 
-    async def measure(self) -> process.Memory:
-        """Measure the memory of the whole tree.
+    async def measure(self) -> Measured:
+        """Measure the memory of the whole tree, on the host and on its GPUs.
 
         Raises:
             KeeperError: it does not run.
@@ -181,13 +267,41 @@ class HeldEngine:
         if self._tree.root is None:
             raise KeeperError(f"'{self.model.name}' does not run")
         try:
-            return await asyncio.to_thread(process.memory, self._tree.root.pid)
+            return await asyncio.to_thread(self._measure, self._tree.root.pid)
         except ProcessLookupError as error:
             raise KeeperError(f"'{self.model.name}' has just ended") from error
 
+    def _measure(self, root: int) -> Measured:
+        memory = process.memory(root)
+        device: dict[str, int] = {}
+        if self.model.gpus and not (self._gpu and self._gpu.away):
+            try:
+                device = self._context.nvml.used_by(self._tree.pids())
+            except NvmlUnavailable as error:
+                raise KeeperError(f"'{self.model.name}' cannot be measured: {error}") from error
+        return Measured(host_bytes=memory.pss, device_bytes=device, dump_bytes=memory.dump)
+
     def recover(self) -> None:
-        """Take over what an earlier keeper left: adopt a process that still runs."""
+        """Take over what an earlier keeper left: adopt a process that still runs.
+
+        Where it left GPU state half way is found out in the background, as a verb of its own.
+        """
         self._tree.recover()
+        if self._tree.root is not None and (self._gpu is not None or self._tree.frozen):
+            self._begin("recover")
+            self._later(self._recover())
+
+    async def _recover(self) -> None:
+        try:
+            if self._gpu is not None:
+                await self._gpu.recover()
+            else:
+                await self._tree.freeze(False)
+        except (SwapServeError, TimeoutError):
+            log.exception("event=not_recovered engine=%s", self.model.name)
+            await self._tree.kill()
+        finally:
+            self._end()
 
     async def forget(self) -> None:
         """End everything and remove namespace, group and record; images stay."""
@@ -209,13 +323,19 @@ class HeldEngine:
             raise KeeperError(f"'{name}' cannot {verb}: it does not run")
         if running is False and self._tree.root is not None:
             raise KeeperError(f"'{name}' cannot {verb}: it already runs")
-        self._verb = verb
-        self._idle.clear()
+        self._begin(verb)
         try:
             yield Phases()
         finally:
-            self._verb = None
-            self._idle.set()
+            self._end()
+
+    def _begin(self, verb: str) -> None:
+        self._verb = verb
+        self._idle.clear()
+
+    def _end(self) -> None:
+        self._verb = None
+        self._idle.set()
 
     async def _execute(self, spec: SandboxSpec) -> ProcessRef:
         argv = [sys.executable, "-m", "swapserve.keeper.sandbox_init"]

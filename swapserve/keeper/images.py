@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Manifest:
         bytes: size on disk when it was made.
         canary: what the engine answered to its canary prompt, as its adapter wrote it.
         canary_passed: whether a restored engine has given that answer since.
+        device_bytes: what its GPU state, which is in the image, takes of each GPU.
     """
 
     version: int
@@ -46,6 +47,7 @@ class Manifest:
     bytes: int
     canary: dict[str, Any] | None
     canary_passed: bool = False
+    device_bytes: dict[str, int] = field(default_factory=dict)
 
 
 def identity(path: Path) -> str:

@@ -78,6 +78,7 @@ class Place:
             netns=network.path,
             cgroup=group,
             port=self._record.port,
+            gpu_paths=self._context.config.keeper.gpu_paths,
         )
 
     def log_tail(self, lines: int) -> str:

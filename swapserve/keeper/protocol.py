@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 ImageKind = Literal["live", "golden"]
 
@@ -20,7 +20,8 @@ class Held(StrEnum):
 
     NOTHING = "nothing"
     RUNNING = "running"
-    FROZEN = "frozen"
+    SUSPENDED = "suspended"
+    """Frozen, with its GPU state in host memory."""
     LIVE_IMAGE = "live_image"
 
 
@@ -40,6 +41,10 @@ class Holding:
         can_dump: whether CRIU images are possible for this engine here.
         canary: the record stored with the golden image, as the adapter wrote it.
         canary_passed: whether the golden image has passed its canary since it was made.
+        owned: whether it is ours to end (False: it was attached to, not started).
+        can_suspend: whether its GPU state can be moved to host memory.
+        why_not: why not, in words; empty if it can.
+        host_bytes: GPU state that rests in host memory now, 0 unless it is suspended.
     """
 
     engine: str
@@ -54,6 +59,10 @@ class Holding:
     can_dump: bool
     canary: dict[str, Any] | None = None
     canary_passed: bool = False
+    owned: bool = True
+    can_suspend: bool = False
+    why_not: str = ""
+    host_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the wire form."""
@@ -72,7 +81,7 @@ class VerbReport:
     Attributes:
         seconds: wall time of the whole verb in the keeper.
         phases: seconds by phase name; what is missing to `seconds` is unaccounted.
-        bytes: image bytes written or read, 0 if none.
+        bytes: image or GPU bytes moved, 0 if none.
     """
 
     seconds: float
@@ -102,3 +111,27 @@ class Exited:
     pid: int
     status: str
     """`exit 1`, `signal SIGKILL`, or `unknown` for an adopted process that is not our child."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a running engine takes.
+
+    Attributes:
+        host_bytes: proportional share of RAM of the whole tree.
+        device_bytes: GPU memory by UUID, as NVML counts it; empty without GPUs.
+        dump_bytes: what a CRIU image of it would hold now.
+    """
+
+    host_bytes: int
+    device_bytes: dict[str, int]
+    dump_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the wire form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Measured":
+        """Build from the wire form."""
+        return cls(**data)

@@ -6,11 +6,14 @@ running engine (by pid and start time) and to give an engine the same address ag
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from swapserve.keeper.protocol import ImageKind
 from swapserve.system.process import ProcessRef
+
+GpuState = Literal["on_device", "moving", "in_host_memory"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +27,12 @@ class Record:
         process: its first process, None when it is away.
         restored_from: image kind of that process, None after a cold start.
         frozen: whether it was frozen by us.
+        gpu: where its GPU state is; `moving` from before the first call of the driver until
+            after the last one.
+        cuda: the processes whose state was moved to host memory.
+        device_bytes: what they held, by GPU, before.
+        revived: whether its GPU state was ever brought back: such a process must not be killed
+            with its state on the device (NVIDIA/cuda-checkpoint issue 53).
     """
 
     engine: str
@@ -32,6 +41,10 @@ class Record:
     process: ProcessRef | None = None
     restored_from: ImageKind | None = None
     frozen: bool = False
+    gpu: GpuState = "on_device"
+    cuda: tuple[ProcessRef, ...] = ()
+    device_bytes: dict[str, int] = field(default_factory=dict)
+    revived: bool = False
 
 
 def load(path: Path) -> Record | None:
@@ -39,7 +52,8 @@ def load(path: Path) -> Record | None:
     try:
         data = json.loads(path.read_text())
         process = data.pop("process")
-        return Record(**data, process=ProcessRef(**process) if process else None)
+        cuda = tuple(ProcessRef(**one) for one in data.pop("cuda", ()))
+        return Record(**data, cuda=cuda, process=ProcessRef(**process) if process else None)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -90,8 +90,9 @@ def sandboxed(
     netns: Path,
     cgroup: Path | None,
     port: int,
+    gpu_paths: tuple[Path, ...] = (),
 ) -> SandboxSpec:
-    """Return the spec of an engine in its own namespaces."""
+    """Return the spec of an engine in its own namespaces; on GPUs it is shown `gpu_paths`, too."""
     argv = launch_argv(model, host="0.0.0.0", port=port)  # noqa: S104 - in its own network
     return SandboxSpec(
         argv=argv,
@@ -101,7 +102,7 @@ def sandboxed(
         root=str(root),
         netns=str(netns),
         cgroups=(str(cgroup),) if cgroup else (),
-        binds=_binds(model, argv, {LOG_DIR: log_dir, CACHE_DIR: cache_dir}),
+        binds=_binds(model, argv, {LOG_DIR: log_dir, CACHE_DIR: cache_dir}, gpu_paths),
         tmpfs=dict(TMPFS),
     )
 
@@ -183,7 +184,10 @@ def _base_env() -> dict[str, str]:
 
 
 def _binds(
-    model: ModelConfig, argv: tuple[str, ...], writable: dict[str, Path]
+    model: ModelConfig,
+    argv: tuple[str, ...],
+    writable: dict[str, Path],
+    gpu_paths: tuple[Path, ...],
 ) -> tuple[Bind, ...]:
     shown = {Path("/usr"), Path("/etc/alternatives"), Path("/sys/devices/system")}
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
@@ -198,6 +202,8 @@ def _binds(
     }
     binds = [Bind(source=str(path), target=str(path), read_only=True) for path in sorted(outermost)]
     devices = [f"/dev/{name}" for name in _DEVICES]
+    if model.gpus:
+        devices += [str(path) for path in (*sorted(Path("/dev").glob("nvidia*")), *gpu_paths)]
     binds += [Bind(source=device, target=device, read_only=False) for device in devices]
     binds += [
         Bind(source=str(path), target=target, read_only=False) for target, path in writable.items()

@@ -27,6 +27,8 @@ from swapserve.errors import (
     CommandError,
     ConfigError,
     CriuError,
+    CudaError,
+    DeviceBusy,
     KeeperError,
     StartFailed,
     SwapError,
@@ -79,7 +81,7 @@ class Keeper:
             try:
                 await self._keep(run_dir / SOCKET_NAME)
             finally:
-                self._context.close()
+                await self._context.close()
 
     async def _keep(self, path: Path) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -279,8 +281,7 @@ async def _holding(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any
 
 
 async def _measure(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:
-    measured = await engine.measure()
-    return {"pss_bytes": measured.pss, "dump_bytes": measured.dump}
+    return (await engine.measure()).as_json()
 
 
 async def _log_tail(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
@@ -298,8 +299,8 @@ _VERBS: dict[str, Action] = {
     "log_tail": _log_tail,
     "canary_passed": _canary_passed,
     "spawn": _reporting(lambda engine, _: engine.spawn()),
-    "freeze": _reporting(lambda engine, _: engine.freeze()),
-    "thaw": _reporting(lambda engine, _: engine.thaw()),
+    "suspend": _reporting(lambda engine, _: engine.suspend()),
+    "resume": _reporting(lambda engine, _: engine.resume()),
     "dump": _reporting(lambda engine, r: engine.dump(_kind(r), r.get("canary"))),
     "restore": _reporting(lambda engine, r: engine.restore(_kind(r))),
     "discard": _reporting(lambda engine, _: engine.discard()),
@@ -320,6 +321,10 @@ def _as_json(error: SwapServeError) -> dict[str, Any]:
         data |= {"phase": error.phase, "message": error.message, "log_tail": error.log_tail}
     if isinstance(error, CriuError):
         data["killed"] = error.killed
+    if isinstance(error, CudaError):
+        data["lost"] = error.lost
+    if isinstance(error, DeviceBusy):
+        data |= {"uuid": error.uuid, "needed": error.needed_bytes, "free": error.free_bytes}
     if isinstance(error, StartFailed):
         data |= {"message": error.reason, "log_tail": error.log_tail}
     return data

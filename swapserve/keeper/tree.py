@@ -14,12 +14,13 @@ from pathlib import Path
 from swapserve.errors import KeeperError
 from swapserve.keeper import record as records
 from swapserve.keeper.protocol import Exited, ImageKind
-from swapserve.keeper.record import Record
+from swapserve.keeper.record import GpuState, Record
 from swapserve.system import process
 from swapserve.system.cgroup import Cgroup
 from swapserve.system.process import ProcessRef
 
 FREEZE_TIMEOUT_S = 10.0
+STOP_POLL_S = 0.002
 KILL_TIMEOUT_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -65,20 +66,57 @@ class EngineTree:
         return self._record.frozen
 
     @property
+    def gpu(self) -> GpuState:
+        """Where its GPU state is."""
+        return self._record.gpu
+
+    @property
+    def cuda(self) -> tuple[ProcessRef, ...]:
+        """The processes whose GPU state is in host memory."""
+        return self._record.cuda
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """What it held of each GPU when its state was last moved."""
+        return self._record.device_bytes
+
+    @property
+    def revived(self) -> bool:
+        """Whether its GPU state was ever brought back."""
+        return self._record.revived
+
+    @property
     def restored_from(self) -> ImageKind | None:
         """Image its present process came from, None after a cold start."""
         return self._record.restored_from
 
     def adopt(
-        self, ref: ProcessRef, *, restored_from: ImageKind | None, frozen: bool = False
+        self,
+        ref: ProcessRef,
+        *,
+        restored_from: ImageKind | None,
+        device_bytes: dict[str, int] | None = None,
     ) -> None:
-        """Take a running process as the engine's root and watch it."""
+        """Take a running process as the engine's root and watch it.
+
+        Args:
+            ref: the process.
+            restored_from: kind of the image it came from; None: it began anew.
+            device_bytes: what its GPU state, still in host memory, will take of each GPU.
+        """
         self._record.process = ref
         self._record.restored_from = restored_from
-        self._record.frozen = frozen
+        self._record.frozen = False
+        self._record.revived = bool(device_bytes)
+        self._record.gpu = "in_host_memory" if device_bytes else "on_device"
+        self._record.device_bytes = device_bytes or {}
+        self._record.cuda = ()
+        self._save()
+        self._watch_over(ref)
+
+    def _watch_over(self, ref: ProcessRef) -> None:
         self._end_expected = False
         self._gone.clear()
-        self._save()
         self._start_watch(self._watch(ref))
 
     def recover(self) -> None:
@@ -87,12 +125,48 @@ class EngineTree:
         if ref is None:
             return
         if ref.alive():
-            self.adopt(ref, restored_from=self.restored_from, frozen=self.frozen)
+            self._watch_over(ref)
             log.info("event=adopted engine=%s pid=%d", self._record.engine, ref.pid)
             return
+        self._forget()
+        self._kill_strays()
+        self._save()
+
+    def _forget(self) -> None:
         self._record.process = None
         self._record.frozen = False
-        self._kill_strays()
+        self._record.gpu = "on_device"
+        self._record.cuda = ()
+        self._record.revived = False
+
+    def pids(self) -> list[int]:
+        """Return its processes as they are at this moment, the root first."""
+        if self.root is None:
+            return []
+        found = dict.fromkeys(process.tree(self.root.pid))
+        if self.group is not None:  # also those whose parent has ended
+            found |= dict.fromkeys(sorted(self.group.pids()))
+        return list(found)
+
+    def gpu_moves(self) -> None:
+        """Note that calls of the driver begin: until they end nobody knows where its state is."""
+        self._record.gpu = "moving"
+        self._save()
+
+    def gpu_on_device(self, *, revived: bool) -> None:
+        """Note that its GPU state is (again) where it belongs."""
+        self._record.gpu = "on_device"
+        self._record.cuda = ()
+        self._record.revived = self._record.revived or revived
+        self._save()
+
+    def gpu_in_host_memory(
+        self, processes: tuple[ProcessRef, ...], device_bytes: dict[str, int]
+    ) -> None:
+        """Note whose GPU state is in host memory, and what it took of each GPU."""
+        self._record.gpu = "in_host_memory"
+        self._record.cuda = processes
+        self._record.device_bytes = device_bytes
         self._save()
 
     def gather(self) -> None:
@@ -119,11 +193,26 @@ class EngineTree:
                     await self.group.freeze(False, timeout_s=FREEZE_TIMEOUT_S)
                 raise
         else:
-            number = signal.SIGSTOP if on else signal.SIGCONT
-            for pid in process.tree(self.root.pid):
-                _signal(pid, number)
+            await self._stop_or_continue(on)
         self._record.frozen = on
         self._save()
+
+    async def _stop_or_continue(self, on: bool) -> None:
+        """Freeze by signal: over and over, since processes may be forked meanwhile."""
+        assert self.root is not None
+        try:
+            async with asyncio.timeout(FREEZE_TIMEOUT_S):
+                while moving := [
+                    pid for pid in process.tree(self.root.pid) if process.stopped(pid) is (not on)
+                ]:
+                    for pid in moving:
+                        _signal(pid, signal.SIGSTOP if on else signal.SIGCONT)
+                    await asyncio.sleep(STOP_POLL_S)
+        except TimeoutError:
+            if on:
+                for pid in process.tree(self.root.pid):
+                    _signal(pid, signal.SIGCONT)
+            raise
 
     def expect_end(self, expected: bool) -> None:
         """Say whether an end that comes now was asked for (CRIU ends what it has dumped)."""
@@ -143,10 +232,13 @@ class EngineTree:
         await self.gone()
 
     async def terminate(self, grace_s: float) -> None:
-        """Ask it to end; kill it after `grace_s` seconds (at once if 0, or frozen)."""
+        """Ask it to end; kill it after `grace_s` seconds.
+
+        At once if that is 0, or if it could not listen: frozen, or its GPU state is away.
+        """
         self._end_expected = True
         ref = self.root
-        if ref is not None and grace_s > 0 and not self.frozen:
+        if ref is not None and grace_s > 0 and not self.frozen and self.gpu == "on_device":
             _signal(ref.pid, signal.SIGTERM)
             try:
                 async with asyncio.timeout(grace_s):
@@ -180,8 +272,7 @@ class EngineTree:
                 status = await process.reap(pidfd)
             finally:
                 os.close(pidfd)
-        self._record.process = None
-        self._record.frozen = False
+        self._forget()
         expected = self._end_expected
         if not expected:
             self._kill_strays()

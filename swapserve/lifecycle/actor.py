@@ -8,33 +8,41 @@ event on the bus and one line in the log. An order runs to its end whoever gave 
 import asyncio
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from swapserve.config.schema import ModelConfig
 from swapserve.errors import (
     CriuError,
-    IllegalTransition,
+    DeviceBusy,
+    EngineUnavailable,
     ImageError,
     KeeperUnavailable,
     SwapServeError,
 )
-from swapserve.events import Bus, EngineChanged, Notice, RequestEnded, SwapEnded
+from swapserve.events import RequestEnded
 from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
-from swapserve.lifecycle.journal import Journal
+from swapserve.lifecycle.figures import Figures
 from swapserve.lifecycle.orders import Callbacks, Measure, Order
+from swapserve.lifecycle.standing import Standing
 from swapserve.messages import (
     EngineExited,
     EngineLeft,
     EngineReady,
     EngineSeen,
+    Footprint,
     FootprintMeasured,
     TransitionFailed,
 )
-from swapserve.states import TRANSITIONS, EngineState, Tier
-from swapserve.status import SwapSummary
-from swapserve.swap.cache import CacheValue
+from swapserve.states import EngineState, Tier
 from swapserve.swap.moves import Mover
-from swapserve.swap.plan import WayIn, WayOut, tier_after, ways_in, ways_out
+from swapserve.swap.plan import (
+    RESTING_WAYS,
+    WayIn,
+    WayOut,
+    survives,
+    tier_after,
+    ways_in,
+    ways_out,
+)
 from swapserve.swap.trace import Move, Trace
 
 FIRST_MEASURE_S = 3.0
@@ -53,22 +61,16 @@ class EngineActor:
         self,
         model: ModelConfig,
         mover: Mover,
-        journal: Journal,
-        bus: Bus,
+        figures: Figures,
+        standing: Standing,
         callbacks: Callbacks,
     ) -> None:
         self.model = model
-        self.state = _S.STOPPED
-        self.tier = Tier.NONE
-        self.since = _now()
+        self.standing = standing
         self.holding: Holding | None = None
-        self.last_swap: SwapSummary | None = None
-        self.error: str | None = None
         self._mover = mover
-        self._journal = journal
-        self._bus = bus
+        self.figures = figures
         self._tell = callbacks
-        self._cache = CacheValue()
         self._inbox: asyncio.Queue[Order | Exited | Measure] = asyncio.Queue()
         self._measure_timer: asyncio.TimerHandle | None = None
 
@@ -80,9 +82,11 @@ class EngineActor:
 
     def drain(self, on: bool) -> None:
         """Show the engine as draining, or as ready again (unless it has just ended)."""
-        if self.state not in {_S.READY, _S.DRAINING}:
+        if self.standing.state not in {_S.READY, _S.DRAINING}:
             return
-        self._change(_S.DRAINING if on else _S.READY, self.tier, "drain" if on else "drain ended")
+        self.standing.change(
+            _S.DRAINING if on else _S.READY, None, "drain" if on else "drain ended"
+        )
 
     def exited(self, exited: Exited) -> None:
         """Take in the keeper's word that the process ended on its own."""
@@ -90,25 +94,8 @@ class EngineActor:
         self._inbox.put_nowait(exited)
 
     def request_ended(self, event: RequestEnded) -> None:
-        """Learn from a finished request what the engine's cache is worth.
-
-        Only a stream's first byte tells the time of the prefill.
-        """
-        prefill_s = None
-        if event.stream and event.ttft_s is not None and not event.suspensions:
-            prefill_s = max(0.0, event.ttft_s - event.queue_s)
-        self._cache.served(
-            bytes_in=event.bytes_in,
-            bytes_out=event.bytes_out,
-            stream=event.stream,
-            prefix=event.prefix,
-            prefill_s=prefill_s,
-        )
-
-    @property
-    def footprint_bytes(self) -> int | None:
-        """Bytes it takes on its device: configured, else measured, None if unknown."""
-        return self.model.memory_bytes or self._journal.footprint(self.model.name)
+        """Learn from a finished request what the engine's cache is worth."""
+        self.figures.served(event)
 
     # ------------------------------------------------------------ its task
 
@@ -137,44 +124,60 @@ class EngineActor:
         """Find out what there is, finish a start that an earlier daemon began, tell all."""
         holding = await self._look()
         if holding.held is Held.LIVE_IMAGE or (holding.golden and holding.held is Held.NOTHING):
-            self._change(_S.SWAPPED_OUT, Tier.DISK, "recovered", check=False)
+            self.standing.change(_S.SWAPPED_OUT, Tier.DISK, "recovered", check=False)
             self._seen()
             return
         if holding.held is Held.NOTHING:
             self._seen()
             return
-        self._change(_S.STARTING, Tier.DEVICE, "recovered", check=False)
+        if holding.held is Held.SUSPENDED or await self._mover.resting(holding):
+            self.standing.change(_S.SWAPPED_OUT, Tier.HOST, "recovered", check=False)
+            self._seen(residue=await self._residue(holding))
+            return
+        self.standing.change(_S.STARTING, Tier.DEVICE, "recovered", check=False)
         self._seen()
         await self._bring_in("recovered", began=True)
 
-    def _seen(self) -> None:
+    async def _residue(self, holding: Holding) -> Footprint:
+        """Return what an engine in the host tier still holds of its devices."""
+        if holding.held is Held.SUSPENDED:
+            return {}
+        return self.figures.by_device(await self._mover.measure())
+
+    def _seen(self, residue: Footprint | None = None) -> None:
         self._tell.post(
             EngineSeen(
                 engine=self.model.name,
-                state=self.state,
-                tier=self.tier,
-                footprint_bytes=self.footprint_bytes,
-                can_preempt=self._known().can_dump and Tier.DISK in self.model.tiers,
+                state=self.standing.state,
+                tier=self.standing.tier,
+                footprint=self.figures.footprint,
+                can_preempt=survives(self.model, self._known()),
+                host_bytes=self._known().host_bytes,
+                residue=residue or {},
             )
         )
 
     # -------------------------------------------------------------- moves
 
     async def _bring_in(self, cause: str, *, began: bool = False) -> None:
-        from_tier, holding = self.tier, self._known()
-        for way in ways_in(self.model, holding):
+        from_tier, holding = self.standing.tier, self._known()
+        resting = from_tier is Tier.HOST
+        for way in ways_in(self.model, holding, resting=resting):
             cold = way in {"cold", "adopt"}
             move = Move("cold_start" if cold else "swap_in", way, from_tier, cause)
             if not (began and way == "adopt"):
-                self._change(_S.STARTING if cold else _S.SWAPPING_IN, self.tier, cause)
+                self.standing.change(_S.STARTING if cold else _S.SWAPPING_IN, None, cause)
             try:
                 if way == "cold":  # whether it ends with a golden image depends on what is there
                     holding = await self._look()
                 await self._mover.enter(way, holding, move.trace)
             except KeeperUnavailable:
                 raise
+            except DeviceBusy as error:
+                self._refused(error, move)
+                return
             except SwapServeError as error:
-                self._ended_move(move, Tier.NONE, error)
+                self.standing.moved(move, Tier.NONE, error)
                 if way == "cold":
                     await self._failed_in(error)
                     return
@@ -184,6 +187,11 @@ class EngineActor:
                 await self._came(way, move)
                 return
 
+    def _refused(self, error: DeviceBusy, move: Move) -> None:
+        """A GPU has less room than was planned; the engine rests where it was."""
+        self._fail(error, _S.SWAPPED_OUT, move.from_tier, leases_lost=False)
+        self.standing.moved(move, move.from_tier, error)
+
     async def _way_failed(self, way: WayIn, error: SwapServeError) -> None:
         """An image did not work: whoever was in it is told, then the next way is tried."""
         self._tell.post(EngineExited(engine=self.model.name, error=error))
@@ -191,23 +199,26 @@ class EngineActor:
         await self._mover.quarantine(way, error)
 
     async def _came(self, way: WayIn, move: Move) -> None:
-        if way in {"cold", "golden"}:
-            self._cache.emptied()
-        if self.footprint_bytes is None:
+        if self.figures.footprint is None:
             with move.trace.phase("measure"):
-                self._journal.measured(self.model.name, await self._mover.measure())
+                self.figures.measured(await self._mover.measure())
+        self.figures.came(way, move.trace.seconds)
         # Asking the keeper again would stand in the way of the first token; it is done below.
-        image: ImageKind | None = "golden" if way == "golden" else None
-        image = "live" if way == "live" else image
-        self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image)
-        self.error = None
+        image: ImageKind | None = None
+        match way:
+            case "live" | "golden":
+                image = way
+            case "adopt" | "resume" | "wake":  # the same process as before
+                image = self._known().restored_from
+        self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image, host_bytes=0)
+        self.standing.error = None
         self._tell.engine_back()
-        self._change(_S.READY, Tier.DEVICE, move.cause)
-        self._ended_move(move, Tier.DEVICE)
+        self.standing.change(_S.READY, Tier.DEVICE, move.cause)
+        self.standing.moved(move, Tier.DEVICE)
         self._tell.post(
             EngineReady(
                 engine=self.model.name,
-                footprint_bytes=self.footprint_bytes or 0,
+                footprint=self.figures.footprint or {},
                 seconds=move.trace.seconds,
             )
         )
@@ -220,18 +231,29 @@ class EngineActor:
         await self._look()
 
     async def _swap_out(self, order: Order) -> None:
-        self._change(_S.SWAPPING_OUT, self.tier, order.cause)
-        kept, known = self._keeps_cache(), self._known()
-        ways = ways_out(self.model, known, in_flight=order.in_flight, keep_cache=kept)
+        self.standing.change(_S.SWAPPING_OUT, None, order.cause)
+        from_tier, known = self.standing.tier, self._known()
+        ways = ways_out(
+            self.model,
+            known,
+            to=order.to,
+            mechanism=self.figures.mechanism(known, in_flight=order.in_flight),
+            in_flight=order.in_flight,
+            keep_cache=self.figures.keeps_cache(),
+        )
+        if not ways:
+            move = Move("swap_out", "none", from_tier, order.cause)
+            message = f"'{self.model.name}' has no room to go to with its requests."
+            await self._failed_out(EngineUnavailable(self.model.name, message), move)
         for way in ways:
-            move = Move("swap_out", way, Tier.DEVICE, order.cause)
+            move = Move("swap_out", way, from_tier, order.cause)
             try:
                 await self._mover.leave(way, move.trace)
             except KeeperUnavailable:
                 raise
             except SwapServeError as error:
                 if isinstance(error, ImageError) and way != ways[-1]:
-                    self.notice(f"{error}; it leaves without")
+                    self.standing.notice(f"{error}; it leaves without")
                     continue
                 await self._failed_out(error, move)
             else:
@@ -239,36 +261,40 @@ class EngineActor:
             return
 
     async def _went(self, way: WayOut, order: Order, move: Move) -> None:
-        if way == "live":
-            self._cache.dumped(move.trace.seconds)
-        else:
+        ended = way in {"discard", "kill"}
+        if ended:
             self._tell.engine_gone()
+        self.figures.left(way, move.trace.seconds)
         tier = tier_after(way)
-        self._change(_S.SWAPPED_OUT, tier, order.cause)
-        self._ended_move(move, tier)
-        self._left(tier, move, leases_lost=bool(order.in_flight) and way != "live")
-        await self._look()
-
-    def _left(self, tier: Tier, move: Move, *, leases_lost: bool) -> None:
-        self.holding = replace(self._known(), pid=None)  # until the keeper is asked again
-        self._tell.post(
-            EngineLeft(
-                engine=self.model.name,
-                tier=tier,
-                seconds=move.trace.seconds,
-                leases_lost=leases_lost,
-            )
+        host_bytes, residue = move.trace.bytes if tier is Tier.HOST else 0, {}
+        if way in RESTING_WAYS:
+            host_bytes, residue = self.figures.rested(way, await self._mover.measure())
+        self.standing.change(_S.SWAPPED_OUT, tier, order.cause)
+        self.standing.moved(move, tier)
+        left = EngineLeft(
+            engine=self.model.name,
+            tier=tier,
+            seconds=move.trace.seconds,
+            leases_lost=bool(order.in_flight) and ended,
+            host_bytes=host_bytes,
+            residue=residue,
         )
+        await self._is_gone(left)
 
-    def _keeps_cache(self) -> bool:
-        if self.model.keep_cache == "never" or not self._cache.tokens:
-            return False
-        if self.model.keep_cache == "always":
-            return True
-        return self._cache.worth_keeping(self.footprint_bytes or 0)
+    async def _is_gone(self, left: EngineLeft) -> None:
+        if left.tier is not Tier.HOST:  # until the keeper is asked again
+            self.holding = replace(self._known(), pid=None)
+        self._tell.post(left)
+        await self._look()
 
     async def _failed_out(self, error: SwapServeError, move: Move) -> None:
         """Find out what a failed swap out left, and never guess that the memory is free."""
+        if move.from_tier is Tier.HOST:
+            holding = await self._look()
+            if holding.held in {Held.SUSPENDED, Held.RUNNING}:  # it rests as before
+                self._fail(error, _S.SWAPPED_OUT, Tier.HOST, leases_lost=False)
+                self.standing.moved(move, Tier.HOST, error)
+                return
         serves = await self._mover.still_serves()
         if not serves:
             await self._mover.stop(Trace())
@@ -280,14 +306,14 @@ class EngineActor:
             self._tell.engine_back()
         state, tier = (_S.READY, Tier.DEVICE) if serves else (_S.FAILED, Tier.NONE)
         self._fail(error, state, tier, leases_lost=lost)
-        self._ended_move(move, tier, error)
+        self.standing.moved(move, tier, error)
         await self._look()
 
     def _fail(
         self, error: SwapServeError, state: EngineState, tier: Tier, *, leases_lost: bool
     ) -> None:
-        self.error = str(error)
-        self._change(state, tier, error.code)
+        self.standing.error = str(error)
+        self.standing.change(state, tier, error.code)
         self._tell.post(
             TransitionFailed(
                 engine=self.model.name,
@@ -299,8 +325,8 @@ class EngineActor:
         )
 
     async def _stop(self, cause: str) -> None:
-        move = Move("stop", "kill", self.tier, cause)
-        self._change(_S.STOPPING, self.tier, cause)
+        move = Move("stop", "kill", self.standing.tier, cause)
+        self.standing.change(_S.STOPPING, None, cause)
         self._tell.engine_gone()
         try:
             await self._mover.stop(move.trace)
@@ -308,26 +334,33 @@ class EngineActor:
             raise
         except SwapServeError as error:
             # It may still hold its memory: the tier stays what it was.
-            self._fail(error, _S.FAILED, self.tier, leases_lost=True)
-            self._ended_move(move, self.tier, error)
+            self._fail(error, _S.FAILED, self.standing.tier, leases_lost=True)
+            self.standing.moved(move, self.standing.tier, error)
             return
-        self._cache.emptied()
-        self._change(_S.STOPPED, Tier.NONE, cause)
-        self._ended_move(move, Tier.NONE)
-        self._left(Tier.NONE, move, leases_lost=True)
-        await self._look()
+        self.figures.gone()
+        self.standing.change(_S.STOPPED, Tier.NONE, cause)
+        self.standing.moved(move, Tier.NONE)
+        await self._is_gone(
+            EngineLeft(
+                engine=self.model.name,
+                tier=Tier.NONE,
+                seconds=move.trace.seconds,
+                leases_lost=True,
+            )
+        )
 
     async def _ended(self, exited: Exited) -> None:
         """The process ended on its own; a move under way has dealt with it already."""
-        if self.state not in {_S.READY, _S.DRAINING}:
+        at_rest = self.standing.state is _S.SWAPPED_OUT and self.standing.tier is Tier.HOST
+        if self.standing.state not in {_S.READY, _S.DRAINING} and not at_rest:
             return
         holding = await self._look()
         if holding.held is Held.RUNNING and holding.pid != exited.pid:
             return  # old news: it has come back since
         error = await self._mover.crashed(exited)
-        self.error = f"{error}\n{error.log_tail}"
+        self.standing.error = f"{error}\n{error.log_tail}"
         self._tell.engine_gone()
-        self._change(_S.FAILED, Tier.NONE, error.code)
+        self.standing.change(_S.FAILED, Tier.NONE, error.code)
         self._tell.post(EngineExited(engine=self.model.name, error=error))
 
     # ------------------------------------------------------------ helpers
@@ -348,51 +381,14 @@ class EngineActor:
         self._measure_timer = loop.call_later(seconds, self._inbox.put_nowait, Measure())
 
     async def _measure(self) -> None:
-        if self.state not in {_S.READY, _S.DRAINING}:
+        if self.standing.state not in {_S.READY, _S.DRAINING}:
             return
         try:
-            footprint = await self._mover.measure()
+            footprint = self.figures.measured(await self._mover.measure())
         except KeeperUnavailable:
             raise
         except SwapServeError as error:
             log.debug("event=not_measured engine=%s error=%s", self.model.name, error)
         else:
-            self._journal.measured(self.model.name, footprint)
-            self._tell.post(FootprintMeasured(engine=self.model.name, footprint_bytes=footprint))
+            self._tell.post(FootprintMeasured(engine=self.model.name, footprint=footprint))
         self._measure_in(MEASURE_EVERY_S)
-
-    def _change(self, new: EngineState, tier: Tier, cause: str, *, check: bool = True) -> None:
-        old = self.state
-        if old is new and tier is self.tier:
-            return
-        if check and old is not new and new not in TRANSITIONS[old]:
-            raise IllegalTransition(self.model.name, old, new, cause)
-        self.state, self.tier, self.since = new, tier, _now()
-        log.info(
-            "event=engine_changed engine=%s from=%s to=%s tier=%s cause=%s",
-            self.model.name, old, new, tier, cause,
-        )  # fmt: skip
-        self._bus.publish(
-            EngineChanged(
-                at=self.since, engine=self.model.name, old=old, new=new, tier=tier, cause=cause
-            )
-        )
-
-    def _ended_move(self, move: Move, to_tier: Tier, error: SwapServeError | None = None) -> None:
-        summary = self.last_swap = move.summary(to_tier, error)
-        log.info(
-            "event=swap_ended engine=%s kind=%s mechanism=%s seconds=%.3f bytes=%d error=%s",
-            self.model.name, summary.kind, summary.mechanism, summary.seconds, summary.bytes,
-            error.code if error else "-",
-        )  # fmt: skip
-        ended = SwapEnded(at=summary.finished_at, engine=self.model.name, summary=summary)
-        self._bus.publish(ended)
-
-    def notice(self, message: str) -> None:
-        """Tell operators something that changes no state."""
-        log.warning("event=notice engine=%s message=%s", self.model.name, message)
-        self._bus.publish(Notice(at=_now(), engine=self.model.name, message=message))
-
-
-def _now() -> float:
-    return datetime.now(UTC).timestamp()

@@ -1,19 +1,26 @@
-"""What the daemon remembers across its own death: measured footprints and operators' pins.
+"""What the daemon remembers across its own death: footprints, costs of swaps, operators' pins.
 
 What there is of each engine is not here: that the keeper knows. Written by atomic rename.
 """
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from swapserve.ids import DeviceName
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Content:
-    footprints: dict[str, int] = field(default_factory=dict)
+    footprints: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Bytes by device, by engine."""
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each way to leave and come back has cost, as `swap.mechanisms` writes it."""
     pins: dict[str, bool] = field(default_factory=dict)
 
 
@@ -40,16 +47,29 @@ class Journal:
             self._path.replace(aside)
             log.warning("event=journal_unreadable kept=%s error=%s", aside, error)
 
-    def footprint(self, engine: str) -> int | None:
-        """Return the bytes last measured of an engine on its device."""
-        return self._content.footprints.get(engine)
+    def footprint(self, engine: str) -> Mapping[str, int] | None:
+        """Return the bytes last measured of an engine, by device."""
+        found = self._content.footprints.get(engine)
+        # An earlier version wrote one figure for one device.
+        return found if isinstance(found, dict) else None
 
-    def measured(self, engine: str, footprint_bytes: int) -> None:
+    def measured(self, engine: str, footprint: Mapping[DeviceName, int]) -> None:
         """Remember a measurement that differs by more than a tenth from the last one."""
-        old = self._content.footprints.get(engine)
-        if old is not None and abs(footprint_bytes - old) * 10 < old:
+        old = self.footprint(engine) or {}
+        if set(old) == set(footprint) and all(
+            abs(size - old[name]) * 10 < old[name] for name, size in footprint.items()
+        ):
             return
-        self._content.footprints[engine] = footprint_bytes
+        self._content.footprints[engine] = {str(name): size for name, size in footprint.items()}
+        self._save()
+
+    def costs(self, engine: str) -> dict[str, Any]:
+        """Return what was learnt of the engine's swaps; empty if nothing was."""
+        return self._content.costs.get(engine, {})
+
+    def set_costs(self, engine: str, costs: dict[str, Any]) -> None:
+        """Remember what was learnt of the engine's swaps."""
+        self._content.costs[engine] = costs
         self._save()
 
     def pinned(self, engine: str) -> bool | None:

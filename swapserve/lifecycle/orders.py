@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from swapserve.messages import Event
+from swapserve.states import Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +14,8 @@ class Order:
 
     what: Literal["bring_in", "swap_out", "stop"]
     in_flight: int = 0
+    to: Tier = Tier.DISK
+    """For a swap out: the highest tier it may go to."""
     cause: str = "demand"
 
 

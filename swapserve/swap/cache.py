@@ -69,6 +69,11 @@ class CacheValue:
         old = self.dump_s
         self.dump_s = seconds if old is None else old + EMA_WEIGHT * (seconds - old)
 
+    @property
+    def worth_s(self) -> float:
+        """Seconds of prefill that the cache is expected to save."""
+        return self.tokens * (self.prefill_s_per_token or 0.0) * self.reuse
+
     def worth_keeping(self, footprint_bytes: int) -> bool:
         """Whether a live dump is expected to save more than it costs."""
         if self.prefill_s_per_token is None:
@@ -76,4 +81,4 @@ class CacheValue:
         cost = self.dump_s
         if cost is None:
             cost = footprint_bytes / FIRST_DUMP_BYTES_PER_S
-        return self.tokens * self.prefill_s_per_token * self.reuse > cost
+        return self.worth_s > cost

@@ -8,10 +8,13 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ImagesConfig, ModelConfig
-from swapserve.engines.base import Adapter, Canary
+from swapserve.engines.base import Adapter, Canary, Rest
 from swapserve.errors import (
     CanaryFailed,
+    CudaError,
+    DeviceBusy,
     EngineCrashed,
     EngineError,
     KeeperUnavailable,
@@ -19,7 +22,7 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.keeper.client import KeeperClient
-from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
+from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind, Measured
 from swapserve.swap.plan import WayIn, WayOut, makes_golden
 from swapserve.swap.trace import Trace
 
@@ -28,6 +31,8 @@ PROBE_POLL_S = 0.01
 RESTORED_TIMEOUT_S = 60.0
 """How long a restored engine may take to answer its first probe."""
 LOG_TAIL_LINES = 25
+RESTS: frozenset[Mechanism] = frozenset({"lean", "sleep", "deep_sleep"})
+"""Mechanisms after which an engine has to be woken."""
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +58,8 @@ class Mover:
         self._notice = notice
         self._exit: Exited | None = None
         self._exit_seen = asyncio.Event()
+        self._rests: bool | None = None
+        """Whether the engine has put itself to rest in part or whole; None: not known."""
 
     def exited(self, exited: Exited) -> None:
         """Note that the engine's process ended on its own."""
@@ -63,12 +70,21 @@ class Mover:
         """Ask the keeper what there is of the engine, after the verb under way."""
         return await self._keeper.holding(self._model.name, settled=True)
 
+    async def resting(self, holding: Holding) -> bool:
+        """Whether the running engine sleeps by itself, so that it must be woken to serve."""
+        if holding.held is not Held.RUNNING or holding.address is None:
+            return False
+        if self._rests is None:
+            self._rests = await self._adapter.resting(holding.address)
+        return self._rests is True
+
     # ----------------------------------------------------------------- in
 
     async def enter(self, way: WayIn, holding: Holding, trace: Trace) -> None:
         """Bring the engine in that way, up to where it can answer requests.
 
         Raises:
+            DeviceBusy: a GPU lacks free memory; nothing was tried and nothing has changed.
             SwapServeError: it did not come; nothing of it runs.
 
         Cancellation: the keeper goes on with the verb under way, for the next daemon to find.
@@ -79,25 +95,46 @@ class Mover:
             match way:
                 case "adopt":
                     await self._adopt(holding, trace)
+                case "resume" | "wake":
+                    await self._resumed(way, holding, trace)
                 case "cold":
                     await self._cold(holding, trace)
                 case "live" | "golden":
                     await self._restored(way, holding, trace)
-        except KeeperUnavailable:
+        except (KeeperUnavailable, DeviceBusy):
             raise
         except SwapServeError:
             await self._clear()
             raise
 
     async def _adopt(self, holding: Holding, trace: Trace) -> None:
-        name = self._model.name
-        if holding.held is Held.FROZEN:
-            await trace.verb("thaw", self._keeper.thaw(name))
         with trace.phase("health"):
             await self._healthy(holding, self._start_timeout_s(), HEALTH_POLL_S)
+        self._rests = None  # whoever was here before may have put it to rest
+        await self._wake(holding, trace)
+
+    async def _resumed(self, way: WayIn, holding: Holding, trace: Trace) -> None:
+        if way == "resume":
+            await trace.verb("resume", self._keeper.resume(self._model.name))
+        await self._wake(holding, trace)
+        with trace.phase("probe"):
+            await self._healthy(holding, RESTORED_TIMEOUT_S, PROBE_POLL_S)
+
+    async def _wake(self, holding: Holding, trace: Trace) -> None:
+        """Undo the engine's own rest, if there was one."""
+        assert holding.address is not None
+        if self._rests is False or not self._adapter.mechanisms & RESTS:
+            return
+        with trace.phase("wake"):
+            if self._rests is None:
+                self._rests = await self._adapter.resting(holding.address)
+            if self._rests is not False:
+                await self._adapter.wake(holding.address)
+        self._rests = False
 
     async def _cold(self, holding: Holding, trace: Trace) -> None:
         name = self._model.name
+        self._rests = False
         await trace.verb("spawn", self._keeper.spawn(name))
         with trace.phase("health"):
             await self._healthy(holding, self._start_timeout_s(), HEALTH_POLL_S)
@@ -121,6 +158,9 @@ class Mover:
         name = self._model.name
         kind: ImageKind = "live" if way == "live" else "golden"
         await trace.verb("restore", self._keeper.restore(name, kind))
+        if way == "golden":
+            self._rests = False
+        await self._wake(holding, trace)
         with trace.phase("probe"):
             await self._healthy(holding, RESTORED_TIMEOUT_S, PROBE_POLL_S)
         if way == "golden" and self._check_canary(holding):
@@ -208,6 +248,13 @@ class Mover:
         with trace.phase("close_idle"):
             await self._close_idle()
         match way:
+            case "checkpoint":
+                await trace.verb("suspend", self._keeper.suspend(name))
+            case "lean":
+                await self._rest("release", trace)
+                await self._suspend_at_rest(trace)
+            case "sleep" | "deep_sleep":
+                await self._rest(way, trace)
             case "live":
                 await trace.verb("dump", self._keeper.dump(name, "live"))
             case "discard":
@@ -215,10 +262,32 @@ class Mover:
             case "kill":
                 await trace.verb("stop", self._keeper.stop(name, self._stop_grace_s()))
 
+    async def _rest(self, how: Rest, trace: Trace) -> None:
+        holding = await self.holding()
+        assert holding.address is not None
+        self._rests = None  # until it has said so, nobody knows
+        with trace.phase(how):
+            await self._adapter.rest(holding.address, how)
+        self._rests = True
+
+    async def _suspend_at_rest(self, trace: Trace) -> None:
+        """Move what the engine has kept; where that fails it must serve again, cache and all."""
+        try:
+            await trace.verb("suspend", self._keeper.suspend(self._model.name))
+        except CudaError as error:
+            if not error.lost:
+                await self._wake(await self.holding(), trace)
+            raise
+
     async def still_serves(self) -> bool:
         """Whether the engine answers after a move out that failed."""
         holding = await self.holding()
         if holding.held is not Held.RUNNING or holding.address is None:
+            return False
+        try:
+            await self._wake(holding, Trace())
+        except SwapServeError as error:
+            log.warning("event=not_woken engine=%s error=%s", self._model.name, error)
             return False
         return await self._adapter.healthy(holding.address)
 
@@ -231,7 +300,7 @@ class Mover:
         tail = await self._keeper.log_tail(self._model.name, LOG_TAIL_LINES)
         return EngineCrashed(self._model.name, exited.status, tail)
 
-    async def measure(self) -> int:
+    async def measure(self) -> Measured:
         """Return the bytes it takes now."""
         return await self._keeper.measure(self._model.name)
 

@@ -65,6 +65,16 @@ def _start_ticks(pid: int, *, zombies: bool = False) -> int | None:
     return int(fields[19])
 
 
+def stopped(pid: int) -> bool | None:
+    """Whether a signal has stopped the process; None if it is over."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    state = stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3]
+    return None if state in {b"Z", b"X"} else state == b"T"
+
+
 async def ended(pidfd: int) -> None:
     """Wait until the process is over (it may still have to be reaped)."""
     loop = asyncio.get_running_loop()

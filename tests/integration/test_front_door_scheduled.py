@@ -67,9 +67,10 @@ class Freezer:
         self._processes[engine].thaw()
         self.moves.append(f"{engine} in")
         self.proxy.engine_back(engine)
-        self.runner.post(EngineReady(engine=engine, footprint_bytes=SIZE, seconds=SWAP_S))
+        self.runner.post(EngineReady(engine=engine, footprint={DEVICE: SIZE}, seconds=SWAP_S))
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str) -> None:
+    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
+        assert to is Tier.DISK
         self._processes[engine].freeze()
         self.moves.append(f"{engine} out with {in_flight}")
         asyncio.get_running_loop().call_later(SWAP_S, self._left, engine)
@@ -112,12 +113,17 @@ async def pair(**policy: float) -> AsyncIterator[Pair]:
         **policy,
     }
     recipe = Recipe(name="fake", adapter="generic", argv=("x",))
-    models = [ModelConfig(name=name, recipe=recipe, device=DEVICE) for name in (A, B)]
+    models = [ModelConfig(name=name, recipe=recipe, devices=(DEVICE,)) for name in (A, B)]
     core = Core(
         [DeviceSpec(name=DEVICE, capacity_bytes=SIZE)],
         [
             EngineSpec(
-                name=name, device=DEVICE, memory_bytes=SIZE, pin=False, preload=False, ttl_s=None
+                name=name,
+                devices=(DEVICE,),
+                memory_bytes=SIZE,
+                pin=False,
+                preload=False,
+                ttl_s=None,
             )
             for name in (A, B)
         ],
@@ -150,7 +156,7 @@ async def pair(**policy: float) -> AsyncIterator[Pair]:
         ):
             runner.post(
                 EngineSeen(
-                    engine=name, state=state, tier=tier, footprint_bytes=SIZE, can_preempt=True
+                    engine=name, state=state, tier=tier, footprint={DEVICE: SIZE}, can_preempt=True
                 )
             )
         deps = Deps(

@@ -76,6 +76,8 @@ class Site:
     sections: dict[str, Any] = field(default_factory=dict)
     python: Sequence[str] = (sys.executable,)
     """How Python is run; may be as another account."""
+    env: dict[str, str] = field(default_factory=dict)
+    """What everything started here has in its environment beyond the tests' own."""
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class Site:
     def socket(self) -> Path:
         return self.directory / "run" / "keeper.sock"
 
-    def configure(self, models: Sequence[Model], **sections: dict[str, Any]) -> None:
+    def configure(self, models: Sequence[Model], **sections: Any) -> None:
         """Write the configuration; a section replaces or adds keys of the usual one."""
         content: dict[str, Any] = {
             "server": {"port": 0, "keepalive": "100ms", "headers_after": "100ms"},
@@ -113,7 +115,8 @@ class Site:
             "scheduling": {"quantum": "300ms", "max_wait": "20s", "retry_backoff": "100ms"},
         }
         for name, section in sections.items():
-            content[name] = {**content.get(name, {}), **section}
+            whole = isinstance(section, dict)
+            content[name] = {**content.get(name, {}), **section} if whole else section
         content["models"] = list(models)
         self.config.write_text(json.dumps(content, indent=1))  # JSON is YAML
 
@@ -125,6 +128,7 @@ class Site:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                env={**os.environ, **self.env},
             )
         self._started.append(process)
         return process
@@ -193,11 +197,12 @@ def site(
     models: Sequence[Model],
     *,
     python: Sequence[str] = (sys.executable,),
+    env: dict[str, str] | None = None,
     **sections: Any,
 ) -> Iterator[Site]:
     """Yield a site; at the end all of it is ended, and it must not have left a trace."""
     with no_leak(directory):
-        here = Site(directory, models, sections, python)
+        here = Site(directory, models, sections, python, env or {})
         try:
             yield here
         except BaseException:

@@ -180,7 +180,7 @@ async def front_door(
     """Serve one engine on `port`."""
     server = server or ServerConfig(headers_after_s=0.05, keepalive_s=0.05)
     recipe = Recipe(name="fake", adapter="generic", argv=("x",), endpoints=tuple(endpoints))
-    model = ModelConfig(name=NAME, recipe=recipe, aliases=(ALIAS,), device=DeviceName("ram"))
+    model = ModelConfig(name=NAME, recipe=recipe, aliases=(ALIAS,), devices=(DeviceName("ram"),))
     places = {
         NAME: Place(host="127.0.0.1", port=port, fresh_seed=fresh_seed, takes_seed=takes_seed)
     }

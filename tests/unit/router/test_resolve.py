@@ -15,9 +15,9 @@ def directory() -> Directory:
     return Directory(
         [
             ModelConfig(
-                name=EngineName("Qwen/Qwen3-8B"), aliases=("qwen",), recipe=recipe, device=device
+                name=EngineName("Qwen/Qwen3-8B"), aliases=("qwen",), recipe=recipe, devices=(device,)
             ),
-            ModelConfig(name=EngineName("llama-70b"), recipe=recipe, device=device),
+            ModelConfig(name=EngineName("llama-70b"), recipe=recipe, devices=(device,)),
         ]
     )
 

@@ -4,17 +4,24 @@ from dataclasses import replace
 
 import pytest
 
-from swapserve.config.recipes import Recipe
+from swapserve.config.recipes import Mechanism, Recipe
 from swapserve.config.schema import ModelConfig
 from swapserve.ids import DeviceName, EngineName
 from swapserve.keeper.protocol import Held, Holding
 from swapserve.states import Tier
-from swapserve.swap.plan import makes_golden, tier_after, ways_in, ways_out
+from swapserve.swap.plan import makes_golden, survives, tier_after, ways_in, ways_out
 
 MODEL = ModelConfig(
     name=EngineName("a"),
     recipe=Recipe(name="generic", adapter="generic", argv=("a",)),
-    device=DeviceName("host"),
+    devices=(DeviceName("host"),),
+)
+ON_GPU = replace(
+    MODEL,
+    devices=(DeviceName("gpu0"),),
+    gpus=("GPU-0",),
+    ram=DeviceName("host"),
+    tiers=(Tier.HOST, Tier.DISK),
 )
 NOTHING = Holding(
     engine="a",
@@ -38,7 +45,8 @@ NOTHING = Holding(
         (replace(NOTHING, held=Held.LIVE_IMAGE), ("live", "cold")),
         (replace(NOTHING, held=Held.LIVE_IMAGE, golden=True), ("live", "golden", "cold")),
         (replace(NOTHING, held=Held.RUNNING, golden=True), ("adopt", "cold")),
-        (replace(NOTHING, held=Held.FROZEN), ("adopt", "cold")),
+        (replace(NOTHING, held=Held.SUSPENDED), ("resume", "cold")),
+        (replace(NOTHING, held=Held.SUSPENDED, golden=True), ("resume", "golden", "cold")),
     ],
 )
 def test_the_best_way_in_comes_first_and_a_cold_start_last(
@@ -47,9 +55,39 @@ def test_the_best_way_in_comes_first_and_a_cold_start_last(
     assert tuple(ways_in(MODEL, holding)) == ways
 
 
+def test_an_engine_that_sleeps_by_itself_is_woken() -> None:
+    asleep = replace(NOTHING, held=Held.RUNNING, golden=True)
+    assert tuple(ways_in(MODEL, asleep, resting=True)) == ("wake", "golden", "cold")
+
+
 def test_a_golden_image_is_not_used_when_it_is_not_wanted() -> None:
     model = replace(MODEL, golden=False)
     assert tuple(ways_in(model, replace(NOTHING, golden=True))) == ("cold",)
+
+
+def leaving(
+    model: ModelConfig,
+    holding: Holding,
+    *,
+    to: Tier = Tier.DISK,
+    mechanism: Mechanism | None = None,
+    in_flight: int = 0,
+    keep_cache: bool = False,
+) -> tuple[str, ...]:
+    return tuple(
+        ways_out(
+            model,
+            holding,
+            to=to,
+            mechanism=mechanism,
+            in_flight=in_flight,
+            keep_cache=keep_cache,
+        )
+    )
+
+
+RUNNING = replace(NOTHING, held=Held.RUNNING)
+MOVABLE = replace(RUNNING, can_suspend=True)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +100,61 @@ def test_a_golden_image_is_not_used_when_it_is_not_wanted() -> None:
         (False, 1, True, ("live",)),
     ],
 )
+@pytest.mark.parametrize("model", [MODEL, ON_GPU], ids=["host", "gpu"])
 def test_requests_in_flight_are_always_kept_and_an_idle_engine_may_do_without_an_image(
-    golden: bool, in_flight: int, keep_cache: bool, ways: tuple[str, ...]
+    model: ModelConfig, golden: bool, in_flight: int, keep_cache: bool, ways: tuple[str, ...]
 ) -> None:
-    holding = replace(NOTHING, held=Held.RUNNING, golden=golden)
-    assert tuple(ways_out(MODEL, holding, in_flight=in_flight, keep_cache=keep_cache)) == ways
+    holding = replace(MOVABLE, golden=golden)
+    assert leaving(model, holding, in_flight=in_flight, keep_cache=keep_cache) == ways
 
 
 @pytest.mark.parametrize("reason", ["no CRIU", "no disk tier"])
 def test_without_images_an_engine_is_killed(reason: str) -> None:
     model = replace(MODEL, tiers=(Tier.NONE,)) if reason == "no disk tier" else MODEL
-    holding = replace(NOTHING, held=Held.RUNNING, can_dump=reason != "no CRIU")
-    assert tuple(ways_out(model, holding, in_flight=0, keep_cache=True)) == ("kill",)
+    holding = replace(RUNNING, can_dump=reason != "no CRIU")
+    assert leaving(model, holding, keep_cache=True) == ("kill",)
     assert tier_after("kill") is Tier.NONE
     assert not makes_golden(model, holding)
+    assert not survives(model, holding)
+
+
+@pytest.mark.parametrize("mechanism", ["checkpoint", "lean", "sleep", "deep_sleep"])
+def test_with_room_in_host_memory_the_chosen_mechanism_takes_it_there(
+    mechanism: Mechanism,
+) -> None:
+    assert leaving(ON_GPU, MOVABLE, to=Tier.HOST, mechanism=mechanism) == (mechanism,)
+    assert tier_after(mechanism) is Tier.HOST  # type: ignore[arg-type]
+
+
+def test_without_room_in_host_memory_no_mechanism_takes_it_there() -> None:
+    assert leaving(ON_GPU, MOVABLE, to=Tier.DISK, mechanism="checkpoint") == ("live", "kill")
+
+
+def test_a_restart_that_is_cheapest_uses_the_golden_image() -> None:
+    golden = replace(MOVABLE, golden=True)
+    assert leaving(ON_GPU, golden, to=Tier.HOST, mechanism="restart") == ("discard",)
+
+
+def test_requests_in_flight_wait_for_host_memory_rather_than_be_lost() -> None:
+    only_host = replace(ON_GPU, tiers=(Tier.HOST,))
+    busy = replace(MOVABLE, can_dump=False)
+    assert leaving(only_host, busy, to=Tier.DISK, mechanism="checkpoint", in_flight=1) == ()
+    assert survives(only_host, busy)
+    assert not survives(only_host, replace(busy, can_suspend=False))
+
+
+def test_a_suspended_engine_goes_further_down_with_its_requests() -> None:
+    parked = replace(MOVABLE, held=Held.SUSPENDED, golden=True)
+    assert leaving(ON_GPU, parked, in_flight=1) == ("live",)
+    assert leaving(ON_GPU, parked, in_flight=0) == ("discard",)
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_an_engine_that_was_attached_to_is_never_ended(in_flight: int) -> None:
+    attached = replace(MOVABLE, owned=False, can_dump=False)
+    assert leaving(ON_GPU, attached, to=Tier.DISK, in_flight=in_flight) == ()
+    ways = leaving(ON_GPU, attached, to=Tier.HOST, mechanism="checkpoint", in_flight=in_flight)
+    assert ways == ("checkpoint",)
 
 
 def test_a_golden_image_is_made_once() -> None:

@@ -1,0 +1,151 @@
+"""GPU state of one engine: to host memory and back, with its CPU side frozen in between.
+
+The order is the driver's: a process is locked before it is checkpointed, and frozen only after
+that, since the driver does its work in a thread of the process itself (CRIU issue 2470). What is
+known is written to the engine's record before the first call and after the last one, so a later
+keeper knows whether it must look.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from swapserve.errors import CudaError
+from swapserve.keeper.context import Context
+from swapserve.keeper.cuda.tree import CudaTree
+from swapserve.keeper.phases import Phases
+from swapserve.keeper.place import Place
+from swapserve.keeper.tree import EngineTree
+
+log = logging.getLogger(__name__)
+
+
+class Suspension:
+    """The GPU state of one engine that runs on GPUs.
+
+    Every method holds the engine's GPUs: one engine at a time moves on each.
+    """
+
+    def __init__(self, place: Place, tree: EngineTree, context: Context) -> None:
+        self._name = place.model.name
+        self._uuids = place.model.gpus
+        self._tree = tree
+        self._context = context
+        self._cuda = CudaTree(
+            place.model.name,
+            workers=context.workers,
+            nvml=context.nvml,
+            pids=tree.pids,
+            keeper=context.config.keeper,
+        )
+
+    @property
+    def away(self) -> bool:
+        """Whether its GPU state is in host memory."""
+        return self._tree.gpu == "in_host_memory"
+
+    async def suspend(self, phases: Phases, *, freeze: bool = True) -> int:
+        """Move its GPU state to host memory, then freeze it; return the bytes moved.
+
+        Args:
+            phases: accounts of the verb.
+            freeze: False if CRIU is to dump it at once.
+
+        Raises:
+            CudaError: `lost`: it was ended; else it runs on.
+        """
+        async with self._context.gpus(self._uuids, phases):
+            self._tree.gpu_moves()
+            try:
+                moved = await self._cuda.suspend(phases)
+            except CudaError as error:
+                await self._take_in(error)
+                raise
+            self._tree.gpu_in_host_memory(moved.processes, moved.device_bytes)
+            if freeze:
+                await self._freeze(phases)
+            return sum(moved.device_bytes.values())
+
+    async def _freeze(self, phases: Phases) -> None:
+        try:
+            with phases.phase("freeze"):
+                await self._tree.freeze(True)
+        except TimeoutError:
+            await self._bring_back(phases)
+            message = "its processes did not come to rest; it runs on"
+            raise CudaError(self._name, "freeze", message, lost=False) from None
+
+    async def resume(self, phases: Phases) -> int:
+        """Bring its GPU state back and let it run; return the bytes moved.
+
+        Raises:
+            DeviceBusy: a GPU has too little free memory; nothing was tried.
+            CudaError: it was ended.
+        """
+        async with self._context.gpus(self._uuids, phases):
+            await self._cuda.admit(self._tree.device_bytes, phases)
+            if self._tree.frozen:
+                with phases.phase("thaw"):
+                    await self._tree.freeze(False)
+            await self._bring_back(phases)
+            return sum(self._tree.device_bytes.values())
+
+    async def admit(self, needs: dict[str, int], phases: Phases) -> None:
+        """Check that its GPUs have room for what an image will bring.
+
+        Raises:
+            DeviceBusy: one has not.
+        """
+        await self._cuda.admit(needs, phases)
+
+    async def _bring_back(self, phases: Phases) -> None:
+        processes: Sequence[object] = self._tree.cuda
+        self._tree.gpu_moves()
+        try:
+            await self._cuda.resume(
+                self._tree.cuda if processes else None, self._tree.device_bytes, phases
+            )
+        except CudaError as error:
+            await self._take_in(error)
+            raise
+        self._tree.gpu_on_device(revived=True)
+
+    async def _take_in(self, error: CudaError) -> None:
+        """Note how a failed move left the engine; end what cannot go on."""
+        if error.lost:
+            log.warning("event=gpu_state_lost engine=%s error=%s", self._name, error)
+            await self._tree.kill()
+        else:
+            self._tree.gpu_on_device(revived=True)
+
+    async def quench(self, phases: Phases) -> None:
+        """Take its state off its GPUs before it is ended, if it was ever brought back.
+
+        Killing a process with restored GPU state has hung whole machines (NVIDIA/cuda-checkpoint
+        issue 53). Where it cannot be had the engine is ended nevertheless: its memory is needed.
+        """
+        if self._tree.root is None or self.away or not self._tree.revived:
+            return
+        async with self._context.gpus(self._uuids, phases):
+            self._tree.gpu_moves()
+            if not await self._cuda.quench(phases):
+                log.warning("event=killed_with_gpu_state engine=%s", self._name)
+
+    async def recover(self) -> None:
+        """Find out where a killed keeper left its GPU state, and finish or undo the move."""
+        if self._tree.root is None or self._tree.gpu == "on_device":
+            return
+        if self._tree.gpu == "in_host_memory" and self._tree.frozen:
+            return
+        phases = Phases()
+        async with self._context.gpus(self._uuids, phases):
+            # Frozen or not: a frozen process does not answer the driver.
+            await self._tree.freeze(False)
+            found = await self._cuda.settle(self._tree.device_bytes, phases)
+            log.info("event=gpu_state_settled engine=%s found=%s", self._name, found.state)
+            if found.state == "lost":
+                await self._tree.kill()
+            elif found.state == "suspended":
+                self._tree.gpu_in_host_memory(found.processes, self._tree.device_bytes)
+                await self._freeze(phases)
+            else:
+                self._tree.gpu_on_device(revived=True)

@@ -1,0 +1,147 @@
+"""What is known of one engine by measuring it: its footprint, its cache's worth, costs of swaps.
+
+Its actor writes here; footprints and costs outlive the daemon in the journal.
+"""
+
+from collections.abc import Mapping
+
+from swapserve.config.recipes import Mechanism
+from swapserve.config.schema import ModelConfig
+from swapserve.events import RequestEnded
+from swapserve.ids import DeviceName
+from swapserve.keeper.protocol import Holding, Measured
+from swapserve.lifecycle.journal import Journal
+from swapserve.messages import Footprint
+from swapserve.states import Tier
+from swapserve.swap.cache import CacheValue
+from swapserve.swap.mechanisms import Choice
+from swapserve.swap.plan import WayIn, WayOut
+
+_MECHANISM_OF: Mapping[WayOut, Mechanism] = {
+    "checkpoint": "checkpoint",
+    "lean": "lean",
+    "sleep": "sleep",
+    "deep_sleep": "deep_sleep",
+    "discard": "restart",
+    "kill": "restart",
+}
+_LOSES_CACHE = frozenset({"lean", "sleep", "deep_sleep", "discard", "kill"})
+
+
+class Figures:
+    """Readings of one engine."""
+
+    def __init__(
+        self, model: ModelConfig, journal: Journal, mechanisms: frozenset[Mechanism]
+    ) -> None:
+        self._model = model
+        self._journal = journal
+        self._mechanisms = mechanisms
+        self._cache = CacheValue()
+        self._choice = Choice.from_json(journal.costs(model.name))
+        self._left_by: Mechanism | None = None
+
+    # ------------------------------------------------------------ footprint
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """Bytes it takes on each of its devices: configured, else measured, None if unknown."""
+        if self._model.memory_bytes is not None:
+            return dict.fromkeys(self._model.devices, self._model.memory_bytes)
+        known = self._journal.footprint(self._model.name)
+        if known is None or set(known) != set(self._model.devices):
+            return None  # never measured, or on other devices
+        return {DeviceName(name): size for name, size in known.items()}
+
+    @property
+    def footprint_bytes(self) -> int | None:
+        """The same, of all its devices together."""
+        footprint = self.footprint
+        return None if footprint is None else sum(footprint.values())
+
+    def by_device(self, measured: Measured) -> Footprint:
+        """Return a reading by the names of its devices."""
+        if not self._model.gpus:
+            return {self._model.device: measured.host_bytes}
+        names = zip(self._model.devices, self._model.gpus, strict=True)
+        return {name: measured.device_bytes.get(uuid, 0) for name, uuid in names}
+
+    def measured(self, measured: Measured) -> Footprint:
+        """Take in a reading while it serves; return it by device."""
+        footprint = self.by_device(measured)
+        self._journal.measured(self._model.name, footprint)
+        return footprint
+
+    def rested(self, way: WayOut, measured: Measured) -> tuple[int, Footprint]:
+        """Return what an engine that sleeps by itself keeps: in host memory, and on its devices."""
+        residue = self.by_device(measured)
+        freed = max(0, (self.footprint_bytes or 0) - sum(residue.values()))
+        return (freed if way == "sleep" else 0), residue
+
+    # ---------------------------------------------------------------- cache
+
+    def served(self, event: RequestEnded) -> None:
+        """Learn from a finished request what its cache is worth.
+
+        Only a stream's first byte tells the time of the prefill.
+        """
+        prefill_s = None
+        if event.stream and event.ttft_s is not None and not event.suspensions:
+            prefill_s = max(0.0, event.ttft_s - event.queue_s)
+        self._cache.served(
+            bytes_in=event.bytes_in,
+            bytes_out=event.bytes_out,
+            stream=event.stream,
+            prefix=event.prefix,
+            prefill_s=prefill_s,
+        )
+
+    def keeps_cache(self) -> bool:
+        """Whether its cache is worth the dump of a live image."""
+        if self._model.keep_cache == "never" or not self._cache.tokens:
+            return False
+        if self._model.keep_cache == "always":
+            return True
+        return self._cache.worth_keeping(self.footprint_bytes or 0)
+
+    # ------------------------------------------------------------ mechanism
+
+    def mechanism(self, holding: Holding, *, in_flight: int) -> Mechanism | None:
+        """Return how it goes to the host tier; None if it cannot (or has no GPU)."""
+        if not self._model.gpus or Tier.HOST not in self._model.tiers:
+            return None
+        cache_s = 0.0 if self._model.keep_cache == "never" else self._cache.worth_s
+        return self._choice.pick(
+            self._mechanisms,
+            wanted=self._model.mechanism,
+            can_suspend=holding.can_suspend,
+            owned=holding.owned,
+            in_flight=in_flight,
+            keep_cache=self._model.keep_cache == "always" and bool(self._cache.tokens),
+            cache_s=cache_s,
+        )
+
+    def left(self, way: WayOut, seconds: float) -> None:
+        """Take in that it has left its devices."""
+        self._left_by = _MECHANISM_OF.get(way)
+        if way == "live":
+            self._cache.dumped(seconds)
+        if way in _LOSES_CACHE:
+            self._cache.emptied()
+        if self._left_by is not None:
+            self._choice.left(self._left_by, seconds)
+            self._journal.set_costs(self._model.name, self._choice.as_json())
+
+    def came(self, way: WayIn, seconds: float) -> None:
+        """Take in that it is back."""
+        if way in {"cold", "golden"}:
+            self._cache.emptied()
+        if self._left_by is not None and way != "adopt":
+            self._choice.came(self._left_by, seconds)
+            self._journal.set_costs(self._model.name, self._choice.as_json())
+        self._left_by = None
+
+    def gone(self) -> None:
+        """Take in that its process has ended."""
+        self._cache.emptied()
+        self._left_by = None

@@ -1,0 +1,119 @@
+"""The whole daemon with engines that have GPU state: real ctypes, pynvml and NVML code, real
+processes, streams and CRIU, on the stand-in for NVIDIA's driver."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from swapserve.testing.cuda_engine import expected_tokens
+from tests.support.daemon import Daemon, in_flight, needs_criu
+from tests.support.gpu_daemon import MIB, GpuSite, gpu_site, settled
+from tests.support.leaks import wait_for
+from tests.support.oracle import Answer, completion, stream
+
+pytestmark = [pytest.mark.anyio]
+LONG = 400
+SHORT = 8
+PACE = ("--delay-per-token=0.005",)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuSite]:
+    """Two engines of 60 % of one GPU, without disk tier."""
+    with gpu_site(
+        tmp_path_factory.mktemp("gpu"), args=PACE, model={"tiers": ["host"], "sandbox": False}
+    ) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def daemon(here: GpuSite) -> Daemon:
+    return here.start()
+
+
+def ask(daemon: Daemon, model: str, tokens: int = SHORT) -> httpx.Response:
+    return httpx.post(daemon.completions, json=completion(model, tokens), timeout=60)
+
+
+def text_of(model: str, tokens: int) -> str:
+    """Return what a whole answer must say: each byte of it went through GPU memory."""
+    body = completion(model, tokens)
+    return "".join(expected_tokens(body["prompt"], None, tokens))
+
+
+def settle(daemon: Daemon, resident: str = "a") -> None:
+    for model in ("b", "a"):
+        if daemon.engine(model).state == "stopped":
+            daemon.command("start", model)
+    if daemon.engine(resident).state != "ready":
+        daemon.command("swap-in", resident)
+    settled(daemon)
+
+
+def due(at: int) -> tuple[asyncio.Event, object]:
+    event = asyncio.Event()
+
+    def watch(answer: Answer) -> None:
+        if len(answer.pieces) == at:
+            event.set()
+
+    return event, watch
+
+
+async def preempted(daemon: Daemon, tokens: int = LONG, *, by: str = "b") -> Answer:
+    """Return a stream of `a` that was cut by a request for another engine."""
+    at = asyncio.Event()
+
+    def watch(answer: Answer) -> None:
+        if len(answer.pieces) == 60:
+            at.set()
+
+    async with daemon.http() as http, asyncio.TaskGroup() as tasks:
+        body = completion("a", tokens)
+        long = tasks.create_task(stream(http, daemon.completions, body, on_piece=watch))
+        await at.wait()
+        other = await stream(http, daemon.completions, completion(by, SHORT))
+        assert other.text == text_of(by, SHORT)
+    return long.result()
+
+
+async def test_an_engine_that_is_needed_takes_the_place_of_the_other(
+    here: GpuSite, daemon: Daemon
+) -> None:
+    settle(daemon, "a")
+    pid = daemon.pid("a")
+    answer = ask(daemon, "b")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"] == text_of("b", SHORT)
+    a, b = daemon.engine("a"), daemon.engine("b")
+    assert (a.state, a.tier, b.state, b.tier) == ("swapped_out", "host", "ready", "device")
+    assert a.pid == pid, "its process is there, frozen"
+    assert a.host_bytes > 100 * MIB
+    assert here.record("a").gpu == "in_host_memory"
+    gpu = next(device for device in daemon.status().devices if device.kind == "gpu")
+    ram = next(device for device in daemon.status().devices if device.kind == "host")
+    assert ram.committed_bytes == a.host_bytes
+    assert here.gpus.used(here.gpus.uuids[0]) <= gpu.committed_bytes + here.gpus.config.reserved_bytes
+    here.check()
+
+
+async def test_a_stream_goes_on_from_gpu_memory_with_the_very_same_tokens(
+    here: GpuSite, daemon: Daemon
+) -> None:
+    settle(daemon, "a")
+    pid, before = daemon.pid("a"), len(daemon.swaps("a"))
+    answer = await preempted(daemon)
+    assert answer.done
+    assert answer.error is None
+    assert answer.text == text_of("a", LONG)
+    assert answer.longest_gap()[0] >= 50
+    assert daemon.pid("a") == pid
+    assert [move.mechanism for move in daemon.swaps("a")[before:]] == ["checkpoint", "resume"]
+    phases = daemon.swaps("a")[-2].phases
+    assert {"suspend.lock", "suspend.checkpoint", "suspend.verify", "suspend.freeze"} <= {*phases}
+    here.check()
