@@ -231,7 +231,8 @@ def _movable_args(model: ModelConfig, _devices: _Devices) -> Iterator[_Refusal]:
 
 
 def _as_many_gpus(model: ModelConfig, _devices: _Devices) -> Iterator[_Refusal]:
-    size, gpus = ranks(model), len(model.gpus)
+    # Nobody shows us the command line of an engine that others have started.
+    size, gpus = None if model.attach else ranks(model), len(model.gpus)
     if size is not None and size != gpus:
         found = f"a command line for {_count(size)} on {_count(gpus)}"
         expected = (

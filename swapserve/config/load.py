@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from swapserve.config import check, check_gpu
+from swapserve.config import check, check_gpu, check_launch
 from swapserve.config.fields import Key, keys_of
 from swapserve.config.layout import parts, top_keys
 from swapserve.config.machine import default_budget, default_paths, resolve_profile
@@ -169,10 +169,12 @@ class _Loader:
         if self._check_binaries:
             check.check_programs(server, keeper, self._sections, self._problems)
             check_gpu.check_keeper(keeper, self._sections["keeper"], self._problems)
+            check_launch.check_runtime(keeper, self._sections["keeper"], self._problems)
         check.check_memory(reads, devices, self._problems)
         check.check_tiers(reads, devices, self._problems)
         check_gpu.check_devices(devices, self._device_sections, self._problems)
         # The keeper's directory is root's: others read a configuration without asking it.
         probes_in = paths.state_dir if self._check_binaries else None
         check_gpu.check_models(reads, devices, probes_in, self._problems)
+        check_launch.check_models(reads, keeper, server, self._problems, look=self._check_binaries)
         check.check_ports(reads, server, keeper, self._problems)

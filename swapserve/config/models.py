@@ -57,11 +57,11 @@ class ModelReader:
         values = section.values
         recipe = self._recipe(section)
         devices = self._devices(section)
-        attached = "attach" in section.lines
+        attached = "attach" in values or "attach" in section.bad
         if recipe is not None and not attached:
             self._check_params(section, recipe)
             self._resolve_model(section, recipe)
-        if recipe is None or not devices or {"name", "attach"} & section.bad:
+        if recipe is None or not devices or {"name", "attach", "image"} & section.bad:
             return None
         values |= {"recipe": recipe, "devices": devices, **self._placement(devices)}
         if attached or "image" in values or recipe.image is not None:

@@ -19,6 +19,12 @@ def digest(config: Config) -> str:
             launch_argv(model, host="", port=0),
             sorted(launch_env(model, host="", port=0).items()),
             (model.model, model.port, model.sandbox, model.stop_grace_s, model.recipe.name),
+            (
+                model.attach,
+                model.container_image,
+                model.recipe.container_args,
+                model.recipe.shm_bytes,
+            ),
         )
         for model in config.models.values()
     }
