@@ -53,12 +53,14 @@ class _Child:
     stdout: IO[bytes]
     stderr: IO[bytes]
     started: float
+    leads_group: bool = True
     reaped: bool = False
 
     def signal_group(self, number: signal.Signals) -> None:
         if not self.reaped:
+            send = os.killpg if self.leads_group else os.kill
             try:
-                os.killpg(self.process.pid, number)
+                send(self.process.pid, number)
             except (ProcessLookupError, PermissionError):
                 # Gone, or it became another user: a set-uid tool ends at its own pace.
                 return
@@ -130,10 +132,16 @@ def run_sync(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
+    own_session: bool = True,
     check: bool = True,
 ) -> Completed:
-    """Run a tool from code without an event loop (doctor, CLI); otherwise like `run`."""
-    with _started(argv, cwd=cwd, env=env, stdin=stdin, pass_fds=(), preexec=None) as child:
+    """Run a tool from code without an event loop (doctor, CLI); otherwise like `run`.
+
+    Without `own_session` it stays in our process group: what kills us in one go kills it too.
+    """
+    with _started(
+        argv, cwd=cwd, env=env, stdin=stdin, pass_fds=(), preexec=None, own_session=own_session
+    ) as child:
         try:
             in_time = _ended_within(child.pidfd, timeout_s)
         except BaseException:
@@ -154,6 +162,7 @@ def _started(
     stdin: bytes | None,
     pass_fds: Sequence[int],
     preexec: Callable[[], None] | None,
+    own_session: bool = True,
 ) -> Iterator[_Child]:
     with (
         tempfile.TemporaryFile() as source,
@@ -173,7 +182,7 @@ def _started(
                 env=env,
                 pass_fds=tuple(pass_fds),
                 preexec_fn=preexec,  # noqa: PLW1509 - our processes run no threads while they fork
-                start_new_session=True,
+                start_new_session=own_session,
             )
         except OSError as error:
             status = 127 if isinstance(error, FileNotFoundError) else 126
@@ -187,7 +196,12 @@ def _started(
         running.add(process.pid)
         try:
             yield _Child(
-                process=process, pidfd=pidfd, stdout=stdout, stderr=stderr, started=started
+                process=process,
+                pidfd=pidfd,
+                stdout=stdout,
+                stderr=stderr,
+                started=started,
+                leads_group=own_session,
             )
         finally:
             running.discard(process.pid)
