@@ -7,6 +7,7 @@ from typing import Any, Literal
 from swapserve.config.schema import Config
 
 Result = Literal["ok", "warn", "fail", "off"]
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +55,8 @@ class Scope:
             OSError: it is not there or not for us.
         """
         return (self.root / path).read_text(encoding="utf-8").strip()
+
+
+def gib(count: int) -> str:
+    """Return bytes as people read them."""
+    return f"{count / _GIB:.1f} GiB"

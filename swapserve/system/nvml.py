@@ -194,7 +194,7 @@ def _mig(nvml: Any, handle: Any) -> bool:  # noqa: ANN401
 
 def _instances(nvml: Any, handle: Any) -> tuple[Any, ...]:  # noqa: ANN401
     found = []
-    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+    for index in range(_maybe(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
         with contextlib.suppress(nvml.NVMLError_NotFound):  # fewer than there could be
             found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
     return tuple(found)

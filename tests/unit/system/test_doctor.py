@@ -4,18 +4,16 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from swapserve.config.load import load
 from swapserve.config.schema import Config
-from swapserve.system import checks_kernel, checks_setup, gpu
+from swapserve.system import checks_kernel, checks_setup
 from swapserve.system.cgroup import mount_point
 from swapserve.system.check import Scope
 from swapserve.system.doctor import examine, run_check
 
-GIB = 1 << 30
 ALL = (1 << 41) - 1
 
 
@@ -172,7 +170,7 @@ def test_a_configured_criu_is_the_only_one_looked_at(
     assert checks_setup.criu(Scope(profile="root", config=config)).status == "fail"
 
 
-# ---------------------------------------------------------------- room, engines, GPUs
+# ---------------------------------------------------------------- room, engines
 
 
 def test_room_is_judged_against_the_budget(config: Config) -> None:
@@ -228,74 +226,6 @@ def test_an_engine_that_is_not_there_fails(tmp_path: Path, config: Config) -> No
     (check,) = checks_setup.engines(with_engine(config, "llamacpp", tmp_path / "absent"))
     assert check.status == "fail"
     assert "absent" in check.found
-
-
-class NvmlError(Exception):
-    """What the library raises."""
-
-
-def nvml(driver: str, uuids: list[str]) -> ModuleType:
-    """Return a module that answers as NVIDIA's library does; it has one lifetime."""
-    module = ModuleType("pynvml")
-    answers = {
-        "NVMLError": NvmlError,
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlSystemGetCudaDriverVersion_v2": lambda: 13010,
-        "nvmlSystemGetDriverVersion": lambda: driver,
-        "nvmlDeviceGetCount": lambda: len(uuids),
-        "nvmlDeviceGetHandleByIndex": lambda index: uuids[index],
-        "nvmlDeviceGetUUID": lambda handle: handle.encode(),
-        "nvmlDeviceGetName": lambda _handle: "NVIDIA X",
-        "nvmlDeviceGetMemoryInfo": lambda _handle: SimpleNamespace(total=80 * GIB, used=GIB),
-    }
-    for name, answer in answers.items():
-        setattr(module, name, answer)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("driver", "status"), [("580.95.05", "ok"), ("570.1", "ok"), ("550.54", "warn")]
-)
-def test_gpus_are_listed_and_an_old_driver_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, driver: str, status: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", nvml(driver, ["GPU-1", "GPU-2"]))
-    seen = gpu.look()
-    assert [one.uuid for one in seen.gpus] == ["GPU-1", "GPU-2"]
-    assert (seen.driver, seen.cuda) == (driver, "13.1")
-    assert seen.gpus[0].memory_bytes == 80 * GIB
-    check = checks_setup.gpus(ROOT)
-    assert check.status == status
-    assert "NVIDIA X 80.0 GiB (GPU-1)" in check.found
-
-
-def test_a_configured_gpu_that_is_not_there_fails(
-    monkeypatch: pytest.MonkeyPatch, config: Config
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", nvml("580.1", ["GPU-1"]))
-    (name, device), *_ = config.devices.items()
-    devices = {name: replace(device, kind="gpu", uuid="GPU-9")}
-    check = checks_setup.gpus(Scope(profile="root", config=replace(config, devices=devices)))
-    assert check.status == "fail"
-    assert "not among them: ram" in check.found
-
-
-def test_a_machine_without_the_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = nvml("1", [])
-
-    def fail() -> None:
-        raise NvmlError("Shared Library Not Found")
-
-    monkeypatch.setattr(module, "nvmlInit", fail)
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    check = checks_setup.gpus(ROOT)
-    assert (check.status, check.found) == ("off", "Shared Library Not Found")
-
-
-def test_a_machine_without_the_python_package_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "nvidia-ml-py" in str(gpu.look().unavailable)
 
 
 # ---------------------------------------------------------------- all of it
