@@ -1,9 +1,8 @@
-"""The stand-in for NVIDIA's driver: built from `tests/standin/`, set up and looked at from tests."""
+"""The stand-in for NVIDIA's driver: builds `tests/standin/`, sets it up, tells what happened."""
 
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -75,11 +74,11 @@ class Config:
         for kind in ("foreign", "mps"):
             for uuid, pid, size in getattr(self, kind):
                 lines.append(f"{kind} {self.uuids.index(uuid)} {pid} {size}")
-        for key in (
+        keys = (
             *("driver", "cuda", "checkpoint_ns_per_byte", "restore_ns_per_byte", "call_s"),
             *("init_s", "context_bytes", "reserved_bytes", "nvml_init"),
-        ):
-            lines.append(f"{key} {getattr(self, key)}")
+        )
+        lines += [f"{key} {getattr(self, key)}" for key in keys]
         return "\n".join([*lines, f"persistence {int(self.persistence)}", ""])
 
 
@@ -250,7 +249,7 @@ def libraries(*, api: bool) -> Path:
         for name, words in _products(define).items():
             _compile([*words, "-o", str(stage / name)])
         # Whoever comes second keeps the first one's.
-        os.rename(stage, place)
+        stage.rename(place)
     except OSError:
         if not place.is_dir():
             raise
