@@ -5,12 +5,21 @@ outside connection that nobody will ever speak on.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 
+from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ModelConfig
-from swapserve.errors import CanaryFailed, EngineError
+from swapserve.engines.launch import Launch
+from swapserve.errors import CanaryFailed, EngineError, QuiesceFailed
+
+Rest = Literal["release", "sleep", "deep_sleep"]
+"""How an engine gives GPU memory back by its own means.
+
+`release`: its cache only, before the driver moves the rest. `sleep`: weights go to host memory.
+`deep_sleep`: weights are dropped, and read from disk again.
+"""
 
 PROBE_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 120.0
@@ -64,6 +73,10 @@ class Canary:
 class Adapter(Protocol):
     """What is asked of every kind of engine."""
 
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """How the engine, as it is launched, can give GPU memory back."""
+
     async def healthy(self, address: str) -> bool:
         """Whether it can serve; False also when nobody answers there (yet)."""
 
@@ -74,14 +87,65 @@ class Adapter(Protocol):
             EngineError: it fails to answer.
         """
 
+    async def rest(self, address: str, how: Rest) -> None:
+        """Make it give its memory back; only while it has no request in flight.
+
+        Returns when the engine says that it is done. What of a failed attempt can be taken back
+        is taken back before this raises.
+
+        Raises:
+            QuiesceFailed: it did not; tells what that means for the engine.
+
+        Cancellation: the engine may be anywhere between awake and at rest; ask `resting`.
+        """
+
+    async def wake(self, address: str) -> None:
+        """Undo whatever rest it is in, so that it serves; nothing happens if it is awake.
+
+        Raises:
+            QuiesceFailed: it does not serve, or would not give what it gave before.
+
+        Cancellation: as with `rest`; a second call goes on from there.
+        """
+
+    async def resting(self, address: str) -> bool | None:
+        """Whether it must be woken before it can serve; None if that cannot be told."""
+
 
 class OpenAIAdapter:
-    """An engine that speaks OpenAI's completions, as all of ours do."""
+    """An engine that speaks OpenAI's completions, as all of ours do, and cannot rest by itself."""
 
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
+        self._launch = Launch(model)
         # No TLS towards our own sandbox: loading certificates would take 20 ms and 5 MB.
         self._client = httpx.AsyncClient(verify=False, trust_env=False)  # noqa: S501
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """What the recipe names and the command line does not switch off."""
+        return frozenset(self._model.recipe.mechanisms) & self._able()
+
+    def _able(self) -> frozenset[Mechanism]:
+        """Return what this kind of engine, launched like this, can do."""
+        # The driver does not move managed memory. llama.cpp, and Ollama with it, takes that
+        # for everything if the variable is set at all, to whatever.
+        # Source: ggml/src/ggml-cuda/ggml-cuda.cu, ggml_cuda_device_malloc.
+        if "GGML_CUDA_ENABLE_UNIFIED_MEMORY" in self._launch.env:
+            return frozenset({"restart"})
+        return frozenset({"checkpoint", "restart"})
+
+    async def rest(self, address: str, how: Rest) -> None:
+        """Refuse: there is no such call."""
+        message = "this engine has no call for that"
+        raise QuiesceFailed(self._model.name, how, message, left_awake=True, unsupported=True)
+
+    async def wake(self, address: str) -> None:
+        """Do nothing: it never rests."""
+
+    async def resting(self, address: str) -> bool | None:
+        """Return False: it never rests."""
+        return False
 
     async def healthy(self, address: str) -> bool:
         """Ask its health path."""
@@ -133,12 +197,3 @@ def _canary(answer: dict[str, Any]) -> Canary | None:
         return Canary(tuple(tokens), tuple(said.get("token_logprobs") or ()))
     text = choice.get("text", "")
     return Canary((text,), ()) if text else None
-
-
-def adapter_for(model: ModelConfig) -> Adapter:
-    """Return the adapter of a model's recipe.
-
-    vLLM, llama.cpp and generic engines behave alike in all that is asked here; their settings
-    differ in the recipes.
-    """
-    return OpenAIAdapter(model)

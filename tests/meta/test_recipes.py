@@ -13,7 +13,7 @@ ADMIN = re.compile(r"sleep|wake|rpc|lora|adapter|reset|cache|slots|props|metrics
 
 
 def test_there_is_one_for_each_engine_that_is_promised() -> None:
-    assert {path.stem for path in PATHS} >= {"vllm", "llamacpp", "generic"}
+    assert {path.stem for path in PATHS} >= {"vllm", "sglang", "ollama", "llamacpp", "generic"}
     assert recipe_paths().keys() == {path.stem for path in PATHS}
 
 
