@@ -15,6 +15,7 @@ import click
 from evaluation import machine, plan, report, table
 from evaluation.bare import BareFailed
 from evaluation.engines import KINDS, EngineKind, Missing
+from evaluation.gpu.command import gpu
 from evaluation.session import HugePages, place
 from evaluation.stream import StreamFailed
 from evaluation.swap import Experiment, WrongAnswer, new_paces
@@ -62,6 +63,9 @@ def _each_once(found: tuple[Any, ...], value: str) -> tuple[Any, ...]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Measure SwapServe with real engines on this machine."""
+
+
+cli.add_command(gpu)
 
 
 @cli.command()

@@ -31,6 +31,7 @@ class Answer:
         tokens: ids of the generated tokens; empty if the engine tells none.
         tokens_at: when each of them came.
         offsets: where each token begins in the text, as the engine says; empty if it does not.
+        logprobs: of each token; empty if the engine tells none.
         finish: the engine's word for how it ended.
         done: whether the stream ended as it should.
     """
@@ -41,6 +42,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     tokens_at: list[float] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     finish: str | None = None
     done: bool = False
 
@@ -68,6 +70,7 @@ def ask(
     *,
     started: float | None = None,
     seen: Callable[[int], None] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Answer:
     """Send the request and read its stream to the end.
 
@@ -76,6 +79,7 @@ def ask(
         body: of the request; `stream` is added.
         started: when the clock began to run; None: now.
         seen: told the number of pieces after each.
+        timeout_s: longest silence.
 
     Raises:
         StreamFailed: with what was answered.
@@ -83,7 +87,7 @@ def ask(
     """
     host, _, port = address.rpartition(":")
     answer = Answer(started=time.monotonic() if started is None else started)
-    connection = HTTPConnection(host, int(port), timeout=TIMEOUT_S)
+    connection = HTTPConnection(host, int(port), timeout=timeout_s)
     try:
         headers = {"Content-Type": "application/json", "Connection": "close"}
         connection.request("POST", PATH, json.dumps({**body, "stream": True}), headers)
@@ -123,3 +127,5 @@ def _take_tokens(answer: Answer, choice: dict[str, Any]) -> None:
     answer.tokens += ids
     answer.tokens_at += [time.monotonic()] * len(ids)
     answer.offsets += said.get("text_offset") or ()
+    one_by_one = [item["logprob"] for item in said.get("content") or () if "logprob" in item]
+    answer.logprobs += said.get("token_logprobs") or one_by_one

@@ -26,7 +26,6 @@ import numpy.typing as npt
 from swapserve.testing.weights import (
     BEGIN,
     END,
-    HEAD,
     SIZES,
     SPACE,
     UNKNOWN,
@@ -112,7 +111,7 @@ def describe_model(writer: Any, shape: Shape) -> None:  # noqa: ANN401 (gguf is 
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(NORM_EPSILON)
-    writer.add_rope_dimension_count(HEAD)
+    writer.add_rope_dimension_count(shape.head)
 
 
 def describe_vocabulary(writer: Any, tokens: Sequence[Token]) -> None:  # noqa: ANN401 (see above)
@@ -166,7 +165,7 @@ def model_config(shape: Shape, vocabulary_size: int) -> dict[str, Any]:
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
-        "head_dim": HEAD,
+        "head_dim": shape.head,
         "hidden_act": "silu",
         "rms_norm_eps": NORM_EPSILON,
         "rope_theta": 10000.0,

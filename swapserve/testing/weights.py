@@ -22,21 +22,23 @@ HEAD = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of a Llama; there are half as many key-value heads as heads."""
+    """Dimensions of a Llama: `head` of one attention head, `group` heads share a key-value head."""
 
     hidden: int
     layers: int
     feed_forward: int
+    head: int = HEAD
+    group: int = 2
 
     @property
     def heads(self) -> int:
         """Return the number of attention heads."""
-        return self.hidden // HEAD
+        return self.hidden // self.head
 
     @property
     def kv_heads(self) -> int:
         """Return the number of key-value heads."""
-        return max(1, self.heads // 2)
+        return max(1, self.heads // self.group)
 
 
 SIZES = {
@@ -95,7 +97,7 @@ GAIN = {"q_proj": SHARPNESS, "o_proj": CONTEXT_GAIN, "lm_head": LOGIT_SPREAD}
 
 def layout(shape: Shape, vocabulary_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name, as in Hugging Face checkpoints of Llama, and dimensions of every tensor."""
-    hidden, wide, kv = shape.hidden, shape.feed_forward, shape.kv_heads * HEAD
+    hidden, wide, kv = shape.hidden, shape.feed_forward, shape.kv_heads * shape.head
     yield EMBEDDING, (vocabulary_size, hidden)
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}."

@@ -63,9 +63,19 @@ def test_the_first_token_is_the_first_piece_with_text() -> None:
 
 
 def test_llama_servers_token_ids_are_read_from_its_logprobs() -> None:
-    lines = [_event(text=" a", logprobs={"content": [{"id": 9, "token": " a"}]}), "data: [DONE]"]
+    said = {"content": [{"id": 9, "token": " a", "logprob": -0.5}]}
+    with _engine([_event(text=" a", logprobs=said), "data: [DONE]"]) as (address, _):
+        answer = ask(address, {})
+    assert (answer.tokens, answer.logprobs) == ([9], [-0.5])
+
+
+def test_logprobs_are_kept_in_order() -> None:
+    lines = [
+        _event(text=" a", logprobs={"token_logprobs": [-0.25]}),
+        _event(text=" b c", logprobs={"token_logprobs": [-1.5, -2.0]}),
+    ]
     with _engine(lines) as (address, _):
-        assert ask(address, {}).tokens == [9]
+        assert ask(address, {}).logprobs == [-0.25, -1.5, -2.0]
 
 
 def test_the_clock_may_have_begun_to_run_before() -> None:

@@ -1,0 +1,1 @@
+"""`python -m evaluation gpu`: what moving GPU state costs on this machine, in one short run."""
