@@ -143,7 +143,8 @@ def init(
 ) -> None:
     """Write a commented configuration from what this machine has."""
     gpus = [
-        Gpu(uuid=one.uuid, name=one.name, memory_bytes=one.memory_bytes) for one in gpu.look().gpus
+        Gpu(uuid=one.uuid, name=one.name, memory_bytes=one.memory_bytes, mig=one.mig)
+        for one in gpu.look().gpus
     ]
     text = starter(look(gpus=gpus, venvs=venvs, models=models))
     if output is not None:

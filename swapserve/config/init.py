@@ -1,6 +1,8 @@
 """A first configuration, commented, from what the machine has."""
 
+import glob
 import json
+import mmap
 import os
 import re
 import shutil
@@ -15,7 +17,9 @@ from swapserve.config.schema import PathsConfig
 from swapserve.config.values import format_size
 
 _MIB = 1 << 20
-"""Part of a GPU's memory to offer; the rest is for contexts of the driver."""
+_GPU_REST_BYTES = 768 * _MIB
+_GPU_REST_SHARE = 0.03
+"""Kept free on a GPU, the larger counts: `keeper.gpu_margin` and what the driver reserves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,14 @@ class Gpu:
     uuid: str
     name: str
     memory_bytes: int
+    mig: bool = False
+    """Whether MIG splits it into instances."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """What engines may use of it."""
+        rest = max(_GPU_REST_BYTES, int(self.memory_bytes * _GPU_REST_SHARE))
+        return max(self.memory_bytes - rest, _MIB) // _MIB * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +48,20 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     llama_server: Path | None = None
     vllm_pythons: tuple[Path, ...] = ()
+    cuda: frozenset[Path] = frozenset()
+    """Those of the programs above that are built for NVIDIA's GPUs."""
     gguf_files: tuple[Path, ...] = ()
     model_dirs: tuple[Path, ...] = ()
     """Hugging Face folders."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One model of the list, line by line."""
+
+    lines: list[str]
+    why_not: str = ""
+    """Why it is there as a comment only."""
 
 
 def look(
@@ -54,12 +77,18 @@ def look(
     paths = default_paths("auto")
     found = [path for top in (paths.state_dir / "models", *models) for path in _models(top)]
     unique = tuple(dict.fromkeys(path.absolute() for path in found))
+    server = find_binary("llama-server")
+    pythons = tuple(_vllm_pythons((*venvs, *_known_venvs())))
+    cuda = {python for python in pythons if _torch_has_cuda(python)}
+    if server is not None and _llama_has_cuda(server):
+        cuda.add(server)
     return Machine(
         memory_bytes=total_memory(),
         paths=paths,
         gpus=tuple(gpus),
-        llama_server=find_binary("llama-server"),
-        vllm_pythons=tuple(_vllm_pythons((*venvs, *_known_venvs()))),
+        llama_server=server,
+        vllm_pythons=pythons,
+        cuda=frozenset(cuda),
         gguf_files=tuple(path for path in unique if path.suffix == ".gguf"),
         model_dirs=tuple(path for path in unique if path.suffix != ".gguf"),
     )
@@ -84,13 +113,34 @@ def starter(machine: Machine) -> str:
 
 def _devices(machine: Machine) -> Iterator[str]:
     budget = int(machine.memory_bytes * DEFAULT_SHARE) // _MIB * _MIB
-    ram = f"{machine.memory_bytes / (1 << 30):.0f} GiB of RAM"
+    ram = f"{_gib(machine.memory_bytes)} of RAM"
     yield "# Pools of memory. Engines on one share its budget: those that do not fit take turns."
     yield "devices:"
     yield f"  host:   # this machine has {ram}; the rest is for everything else"
     yield f"    memory: {format_size(budget)}"
+    if machine.gpus:
+        yield "    # Also holds the state of engines that were swapped out of a GPU."
+    names = _gpu_names(machine)
     for gpu in machine.gpus:
-        yield f"  # {gpu.name} ({gpu.uuid}): this version cannot move engines off a GPU"
+        yield from _gpu(gpu, names.get(gpu.uuid))
+
+
+def _gpu(gpu: Gpu, name: str | None) -> Iterator[str]:
+    if name is None:
+        yield f"  # {gpu.name} ({gpu.uuid}) is split by MIG, and the CUDA driver cannot move state"
+        yield "  # of instances; `nvidia-smi -mig 0` makes it whole"
+        return
+    rest = _gib(gpu.memory_bytes - gpu.budget_bytes)
+    yield f"  {name}:   # {gpu.name} of {_gib(gpu.memory_bytes)}; {rest} of it stay free"
+    yield "    kind: gpu"
+    yield f"    uuid: {gpu.uuid}"
+    yield f"    memory: {format_size(gpu.budget_bytes)}"
+
+
+def _gpu_names(machine: Machine) -> dict[str, str]:
+    """Return a device's name for the UUID of each GPU that can be one."""
+    whole = (gpu for gpu in machine.gpus if not gpu.mig)
+    return {gpu.uuid: f"gpu{index}" for index, gpu in enumerate(whole)}
 
 
 def _model_list(machine: Machine) -> Iterator[str]:
@@ -99,29 +149,77 @@ def _model_list(machine: Machine) -> Iterator[str]:
     if not entries:
         yield "# No model was found. Fetch one with `swapserve pull org/name`, or give a path, and"
         yield "# take away the # of an example:"
-    yield "models:" if entries else "# models:"
+    yield "models:" if any(not entry.why_not for entry in entries) else "# models:"
     for entry in entries or [*_examples(machine)]:
-        for index, line in enumerate(entry):
-            mark = "  - " if index == 0 else "    "
-            yield f"{'' if entries else '# '}{mark}{line}"
+        dead = entry.why_not or not entries
+        if entry.why_not:
+            yield f"# {entry.why_not}:"
+        for index, line in enumerate(entry.lines):
+            yield f"{'# ' if dead else ''}{'  - ' if index == 0 else '    '}{line}"
 
 
-def _entries(machine: Machine) -> Iterator[list[str]]:
+def _entries(machine: Machine) -> Iterator[_Entry]:
     taken: set[str] = set()
+    places = _Places(machine)
+    server = machine.llama_server
     for path in machine.gguf_files:
-        if machine.llama_server is not None:
-            yield [*_entry(_name(path.stem, taken), "llamacpp", path), *_OPTIONS]
+        if server is not None:
+            spot = places.take(_size(path), server)
+            yield _llama(_name(path.stem, taken), path, spot)
     for path in machine.model_dirs:
         if machine.vllm_pythons:
-            yield _vllm(_name(path.name, taken), path, machine)
+            spot = places.take(_size(path), _python(machine))
+            yield _vllm(_name(path.name, taken), path, machine, spot)
 
 
-def _examples(machine: Machine) -> Iterator[list[str]]:
+def _examples(machine: Machine) -> Iterator[_Entry]:
     models = machine.paths.state_dir / "models"
     gguf = next(iter(machine.gguf_files), models / "org--name" / "model.gguf")
-    yield [*_entry("small", "llamacpp", gguf), *_OPTIONS]
+    spot = _Spot(tuple(_gpu_names(machine).values())[:1])
+    yield _llama("small", gguf, spot)
     folder = next(iter(machine.model_dirs), models / "org--name")
-    yield _vllm("large", folder, machine)
+    yield _vllm("large", folder, machine, spot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a model runs: GPUs, or the host."""
+
+    gpus: tuple[str, ...] = ()
+    note: str = ""
+    """Why it is on the host although there are GPUs."""
+
+
+class _Places:
+    """Hands out devices: each model goes to the GPU that has least on it so far."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._cuda = machine.cuda
+        names = _gpu_names(machine)
+        self._budgets = {
+            names[gpu.uuid]: gpu.budget_bytes for gpu in machine.gpus if gpu.uuid in names
+        }
+        self._taken = dict.fromkeys(self._budgets, 0)
+
+    def take(self, size: int, program: Path) -> _Spot:
+        """Return a place for a model of so many bytes; several GPUs if one is too small."""
+        if not self._budgets:
+            return _Spot()
+        if program not in self._cuda:
+            return _Spot(note="its program is not built for NVIDIA's GPUs")
+        fits = [name for name, budget in self._budgets.items() if size < budget]
+        if not fits:
+            return _Spot(self._several(size))
+        name = min(fits, key=lambda one: self._taken[one])
+        self._taken[name] += size
+        return _Spot((name,))
+
+    def _several(self, size: int) -> tuple[str, ...]:
+        """Return a power of two of GPUs, as tensor parallelism wants it: perhaps too few."""
+        count = 2
+        while count * min(self._budgets.values()) <= size:
+            count *= 2
+        return tuple(f"gpu{index}" for index in range(count))
 
 
 _OPTIONS = (
@@ -130,16 +228,59 @@ _OPTIONS = (
     "# ttl: 10m        # swap it out when idle for this long",
     "# pin: true       # never swap it out for another",
 )
+_MECHANISM = (
+    "# mechanism: auto # how it gives GPU memory back; auto measures and takes the cheapest"
+)
 
 
-def _entry(name: str, recipe: str, path: Path) -> list[str]:
+def _common(name: str, recipe: str, path: Path) -> list[str]:
     return [f"name: {json.dumps(name)}", f"recipe: {recipe}", f"model: {json.dumps(str(path))}"]
 
 
-def _vllm(name: str, path: Path, machine: Machine) -> list[str]:
-    python = next(iter(machine.vllm_pythons), Path("/path/to/venv/bin/python"))
-    params = f"params: {{python: {json.dumps(str(python))}}}"
-    return [*_entry(name, "vllm", path), params, *_OPTIONS]
+def _llama(name: str, path: Path, spot: _Spot) -> _Entry:
+    return _placed(_common(name, "llamacpp", path), spot, ["mechanism: restart"])
+
+
+def _vllm(name: str, path: Path, machine: Machine, spot: _Spot) -> _Entry:
+    params = f"params: {{python: {json.dumps(str(_python(machine)))}}}"
+    ranks = f"args: [--tensor-parallel-size, {len(spot.gpus)}]"
+    lines = [*_common(name, "vllm", path), params]
+    return _placed(lines, spot, [ranks, "mechanism: sleep"])
+
+
+def _placed(lines: list[str], spot: _Spot, spread: list[str]) -> _Entry:
+    """Return an entry; `spread` is what it needs on several GPUs, which is left to the user."""
+    if len(spot.gpus) > 1:
+        device = f"device: [{', '.join(spot.gpus)}]"
+        why_not = f"Too large for one GPU; on {len(spot.gpus)} equal ones"
+        return _Entry([*lines, device, *spread], why_not)
+    if spot.note:
+        lines = [*lines, f"device: host   # {spot.note}"]
+    elif spot.gpus:
+        return _Entry([*lines, f"device: {spot.gpus[0]}", *_OPTIONS, _MECHANISM])
+    return _Entry([*lines, *_OPTIONS])
+
+
+def _python(machine: Machine) -> Path:
+    """Return the Python to run vLLM with: one for GPUs, if there are both."""
+    fitting = [one for one in machine.vllm_pythons if machine.gpus and one in machine.cuda]
+    return next(iter((*fitting, *machine.vllm_pythons)), Path("/path/to/venv/bin/python"))
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a model's weights, of all files if it is in several."""
+    split = re.search(r"-\d+-of-\d+\.gguf$", path.name)
+    if path.is_dir():
+        files = [*path.glob("*.safetensors")]
+    elif split:
+        files = [*path.parent.glob(f"{glob.escape(path.name[: split.start()])}-*-of-*.gguf")]
+    else:
+        files = [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.3g} GiB"
 
 
 def _name(text: str, taken: set[str]) -> str:
@@ -191,3 +332,22 @@ def _vllm_pythons(venvs: Iterable[Path]) -> Iterator[Path]:
         python = venv / "bin" / "python"
         if python.exists() and any(venv.glob("lib/python3*/site-packages/vllm/__init__.py")):
             yield python
+
+
+def _torch_has_cuda(python: Path) -> bool:
+    venv = python.parent.parent
+    return any(venv.glob("lib/python3*/site-packages/torch/lib/libtorch_cuda.so"))
+
+
+def _llama_has_cuda(server: Path) -> bool:
+    """Return whether a llama-server brings ggml's CUDA backend, beside it or in itself."""
+    home = server.resolve().parent
+    if any(any(place.glob("libggml-cuda*")) for place in (home, home.parent / "lib")):
+        return True
+    try:
+        with server.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with content:
+                return content.find(b"libcuda.so") >= 0
+    except (OSError, ValueError):  # not for us to read; empty
+        return False

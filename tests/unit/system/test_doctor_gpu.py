@@ -272,3 +272,19 @@ def test_swap_that_takes_what_rests_in_ram_is_noticed(  # noqa: PLR0917
     (line,) = (check for check in checks_gpu.host_tier(scope) if check.name == "swap")
     assert line.status == status
     assert words in line.found
+
+
+def test_a_first_configuration_names_the_gpus_that_nvml_lists(
+    gpus: StandIn, tmp_path: Path
+) -> None:
+    gpus.set_config(mig=(gpus.uuids[0],))
+    path = tmp_path / "swapserve.yaml"
+    done = run_sync(
+        [sys.executable, "-m", "swapserve", "init", "-o", str(path)],
+        timeout_s=DOCTOR_TIMEOUT_S,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **gpus.env},
+    )
+    assert not done.stderr
+    devices = load(path, check_binaries=False).devices
+    assert [one.uuid for one in devices.values()] == [None, gpus.uuids[1]]
+    assert f"({gpus.uuids[0]}) is split by MIG" in path.read_text()
