@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,8 @@ WORDS = ("swap", "serve", "freeze", "thaw", "lease", "device", "image", "token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How this engine behaves."""
+class Habits:
+    """How an engine answers."""
 
     host: str
     port: int
@@ -35,6 +36,12 @@ class Options:
     startup_delay: float
     crash_after: int | None
     ignore_term: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(Habits):
+    """How this engine behaves."""
+
     memory_mb: int
 
 
@@ -50,7 +57,7 @@ def expected_tokens(prompt: str, seed: int | None, count: int) -> list[str]:
 class Engine:
     """The endpoints and what they count."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Habits) -> None:
         self._options = options
         self._random = secrets.randbits(31)
         self._written = 0
@@ -68,18 +75,20 @@ class Engine:
     def app(self) -> web.Application:
         """Return the application."""
         app = web.Application(client_max_size=1 << 30)
-        app.add_routes(
-            [
-                web.get("/health", self.health),
-                web.get("/stats", self.stats),
-                web.get("/v1/models", self.models),
-                web.post("/v1/completions", self.completions),
-                web.post("/v1/chat/completions", self.chat),
-                web.post("/v1/embeddings", self.embeddings),
-                web.post("/sleep", self.health),
-            ]
-        )
+        app.add_routes(self.routes())
         return app
+
+    def routes(self) -> list[web.AbstractRouteDef]:
+        """Return what it serves."""
+        return [
+            web.get("/health", self.health),
+            web.get("/stats", self.stats),
+            web.get("/v1/models", self.models),
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/embeddings", self.embeddings),
+            web.post("/sleep", self.health),
+        ]
 
     async def health(self, _request: web.Request) -> web.StreamResponse:
         """Say that it is up."""
@@ -140,17 +149,15 @@ class Engine:
         count = int(body.get("max_tokens") or self._options.tokens)
         greedy = body.get("temperature") == 0
         seed = None if greedy else body.get("seed") or self._next_random()
-        tokens = expected_tokens(prompt, seed, count)
         shape = _Shape(name=self._options.name, chat=chat, logprobs=bool(body.get("logprobs")))
         self._stats["running"] += 1
         try:
-            if body.get("stream"):
-                usage = bool((body.get("stream_options") or {}).get("include_usage"))
-                response = await self._stream(request, shape, tokens, usage=usage)
-            else:
-                async for _ in self._generate(tokens):
-                    pass
-                response = web.json_response(shape.whole(tokens))
+            async with aclosing(self.generate(prompt, seed, count)) as tokens:
+                if body.get("stream"):
+                    usage = bool((body.get("stream_options") or {}).get("include_usage"))
+                    response = await self._stream(request, shape, tokens, count, usage=usage)
+                else:
+                    response = web.json_response(shape.whole([token async for token in tokens]))
         except (asyncio.CancelledError, ConnectionError):
             self._stats["aborted"] += 1
             raise
@@ -160,26 +167,39 @@ class Engine:
         return response
 
     async def _stream(
-        self, request: web.Request, shape: "_Shape", tokens: Sequence[str], *, usage: bool
+        self,
+        request: web.Request,
+        shape: "_Shape",
+        tokens: AsyncIterator[str],
+        count: int,
+        *,
+        usage: bool,
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        async for index in self._generate(tokens):
-            await response.write(_event(shape.chunk(tokens, index)))
+        sent = 0
+        async for token in tokens:
+            sent += 1
+            await response.write(_event(shape.chunk(token, is_last=sent == count)))
         if usage:
-            await response.write(_event({**shape.chunk(tokens, None), "usage": _usage(tokens)}))
+            await response.write(_event({**shape.chunk(None), "usage": _usage(sent)}))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
-    async def _generate(self, tokens: Sequence[str]) -> AsyncIterator[int]:
-        for index in range(len(tokens)):
+    async def generate(self, prompt: str, seed: int | None, count: int) -> AsyncGenerator[str]:
+        """Compute tokens; closed when the client leaves."""
+        for token in expected_tokens(prompt, seed, count):
             await asyncio.sleep(self._options.delay_per_token)
-            self._written += 1
-            crash_after = self._options.crash_after
-            if crash_after is not None and self._written > crash_after:
-                os._exit(CRASH_STATUS)
-            yield index
+            self.count_token()
+            yield token
+
+    def count_token(self) -> None:
+        """Crash where the options say so."""
+        self._written += 1
+        crash_after = self._options.crash_after
+        if crash_after is not None and self._written > crash_after:
+            os._exit(CRASH_STATUS)
 
     def _next_random(self) -> int:
         """Return the engine's own random state, which an image of it would replay."""
@@ -204,17 +224,16 @@ class _Shape:
             "finish_reason": "length",
             "logprobs": self._logprobs(tokens),
         }
-        return {**self._frame(""), "choices": [choice], "usage": _usage(tokens)}
+        return {**self._frame(""), "choices": [choice], "usage": _usage(len(tokens))}
 
-    def chunk(self, tokens: Sequence[str], index: int | None) -> dict[str, Any]:
+    def chunk(self, token: str | None, *, is_last: bool = False) -> dict[str, Any]:
         frame = self._frame(".chunk")
-        if index is None:
+        if token is None:
             return {**frame, "choices": []}
-        token = tokens[index]
         choice = {
             "index": 0,
             **({"delta": {"content": token}} if self.chat else {"text": token}),
-            "finish_reason": "length" if index == len(tokens) - 1 else None,
+            "finish_reason": "length" if is_last else None,
             "logprobs": self._logprobs([token]),
         }
         return {**frame, "choices": [choice]}
@@ -246,16 +265,16 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
-def _usage(tokens: Sequence[str]) -> dict[str, int]:
-    return {"prompt_tokens": 1, "completion_tokens": len(tokens), "total_tokens": len(tokens) + 1}
+def _usage(count: int) -> dict[str, int]:
+    return {"prompt_tokens": 1, "completion_tokens": count, "total_tokens": count + 1}
 
 
 def _vector(text: str) -> list[float]:
     return [byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]]
 
 
-def _options(argv: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(prog="swapserve.testing.engine", description=__doc__)
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every fake engine has."""
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one, and says it")
     parser.add_argument("--name", default="fake")
@@ -264,18 +283,22 @@ def _options(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--startup-delay", type=float, default=0.0, metavar="S")
     parser.add_argument("--crash-after", type=int, metavar="N", help="tokens, of all requests")
     parser.add_argument("--ignore-term", action="store_true")
+
+
+def _options(argv: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="swapserve.testing.engine", description=__doc__)
+    common_options(parser)
     parser.add_argument("--memory-mb", type=int, default=0, metavar="M", help="touched at start")
     return Options(**vars(parser.parse_args(argv)))
 
 
-async def _run(options: Options) -> None:
-    stop = asyncio.Event()
+async def serve(app: web.Application, options: Habits, stop: asyncio.Event) -> None:
+    """Listen, say where on standard output, and serve until `stop`, SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         deaf = options.ignore_term and number is signal.SIGTERM
         loop.add_signal_handler(number, (lambda: None) if deaf else stop.set)
     await asyncio.sleep(options.startup_delay)
-    app = Engine(options).app()
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, options.host, options.port).start()
@@ -288,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run until SIGTERM."""
     options = _options(argv)
     ballast = bytearray(os.urandom(1 << 20)) * options.memory_mb
-    asyncio.run(_run(options))
+    asyncio.run(serve(Engine(options).app(), options, asyncio.Event()))
     del ballast  # held until here
 
 
