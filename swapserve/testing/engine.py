@@ -61,7 +61,7 @@ class Engine:
         self._options = options
         self._random = secrets.randbits(31)
         self._written = 0
-        self._stats: dict[str, Any] = {
+        self.counts: dict[str, Any] = {
             "requests": 0,
             "finished": 0,
             "aborted": 0,
@@ -96,7 +96,7 @@ class Engine:
 
     async def stats(self, _request: web.Request) -> web.StreamResponse:
         """Tell what it has done so far."""
-        return web.json_response({**self._stats, "pid": os.getpid()})
+        return web.json_response({**self.counts, "pid": os.getpid()})
 
     async def models(self, _request: web.Request) -> web.StreamResponse:
         """List the one model."""
@@ -124,19 +124,19 @@ class Engine:
             for index, text in enumerate(texts)
         ]
         usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
-        self._stats["finished"] += 1
+        self.counts["finished"] += 1
         return web.json_response(
             {"object": "list", "data": data, "model": self._options.name, "usage": usage}
         )
 
     async def _accept(self, request: web.Request) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
-        self._stats["requests"] += 1
-        self._stats["last_body"] = body
-        self._stats["last_headers"] = dict(request.headers)
+        self.counts["requests"] += 1
+        self.counts["last_body"] = body
+        self.counts["last_headers"] = dict(request.headers)
         if request.transport not in self._peers:
             self._peers.add(request.transport)
-            self._stats["connections"] += 1
+            self.counts["connections"] += 1
         if body.get("model") != self._options.name:
             message = f"The model '{body.get('model')}' is not served here."
             error = {"error": {"message": message, "type": "NotFoundError", "code": 404}}
@@ -150,7 +150,7 @@ class Engine:
         greedy = body.get("temperature") == 0
         seed = None if greedy else body.get("seed") or self._next_random()
         shape = _Shape(name=self._options.name, chat=chat, logprobs=bool(body.get("logprobs")))
-        self._stats["running"] += 1
+        self.counts["running"] += 1
         try:
             async with aclosing(self.generate(prompt, seed, count)) as tokens:
                 if body.get("stream"):
@@ -159,11 +159,11 @@ class Engine:
                 else:
                     response = web.json_response(shape.whole([token async for token in tokens]))
         except (asyncio.CancelledError, ConnectionError):
-            self._stats["aborted"] += 1
+            self.counts["aborted"] += 1
             raise
         finally:
-            self._stats["running"] -= 1
-        self._stats["finished"] += 1
+            self.counts["running"] -= 1
+        self.counts["finished"] += 1
         return response
 
     async def _stream(

@@ -50,6 +50,7 @@ static bool copy_out(struct allocation *a)
         a->host = NULL;
         return false;
     }
+    madvise(a->host, a->bytes, MADV_HUGEPAGE); /* only faster */
     bool copied = all_of(pread, a->fd, a->host, a->bytes);
     close(a->fd);
     a->fd = -1;
