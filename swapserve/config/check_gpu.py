@@ -109,7 +109,8 @@ def check_models(
         if kinds == {"host"}:
             _check_on_host(read, problems)
         elif kinds == {"gpu"}:
-            for check in _ON_GPU:
+            # What others have started has arguments that nobody told us.
+            for check in _ON_GPU if model.attach else (*_ON_GPU, *_AS_LAUNCHED):
                 for refusal in check(model, devices):
                     _note(read, problems, refusal)
             if state_dir is not None:
@@ -243,9 +244,14 @@ def _as_many_gpus(model: ModelConfig, _devices: _Devices) -> Iterator[_Refusal]:
 
 
 def _disk_in_sandbox(model: ModelConfig, _devices: _Devices) -> Iterator[_Refusal]:
-    if Tier.DISK in model.tiers and not model.sandbox:
-        expected = "host or none: CRIU brings back only what ran in a sandbox; or `sandbox: true`"
-        yield _Refusal("tiers", "tiers", "disk, with `sandbox: false`", expected)
+    if Tier.DISK not in model.tiers or model.sandbox:
+        return
+    expected = "host or none: CRIU brings back only what ran in a sandbox"
+    if model.launch == "container":
+        yield _Refusal("tiers", "tiers", "disk, for a container", expected)
+    else:
+        found = "disk, with `sandbox: false`"
+        yield _Refusal("tiers", "tiers", found, f"{expected}; or `sandbox: true`")
 
 
 def _room_in_ram(model: ModelConfig, devices: _Devices) -> Iterator[_Refusal]:
@@ -261,17 +267,9 @@ def _room_in_ram(model: ModelConfig, devices: _Devices) -> Iterator[_Refusal]:
         yield _Refusal("tiers", "tiers", found, expected)
 
 
-_ON_GPU: tuple[Callable[[ModelConfig, _Devices], Iterator[_Refusal]], ...] = (
-    _once_each,
-    _visible,
-    _offered,
-    _whole_gpus,
-    _movable_env,
-    _movable_args,
-    _as_many_gpus,
-    _disk_in_sandbox,
-    _room_in_ram,
-)
+_Checks = tuple[Callable[[ModelConfig, _Devices], Iterator[_Refusal]], ...]
+_ON_GPU: _Checks = (_once_each, _offered, _whole_gpus, _room_in_ram)
+_AS_LAUNCHED: _Checks = (_visible, _movable_env, _movable_args, _as_many_gpus, _disk_in_sandbox)
 
 
 def _spread(model: ModelConfig, path: Path) -> Iterator[_Refusal]:
@@ -285,10 +283,12 @@ def _spread(model: ModelConfig, path: Path) -> Iterator[_Refusal]:
     why = _not_shown(model, path)
     if why:
         found = f"{model.mechanism} on {len(model.gpus)} GPUs: {why}"
+        shows = (
+            "" if model.attach else f", or a probe that shows it (`swapserve probe {model.name}`)"
+        )
         expected = (
-            f"{_other_way(model)}, or a probe that shows it (`swapserve probe {model.name}`):"
-            " memory that processes share over CUDA IPC, and NCCL, are what the CUDA driver's"
-            " checkpoint fails on"
+            f"{_other_way(model)}{shows}: memory that processes share over CUDA IPC, and NCCL, are"
+            " what the CUDA driver's checkpoint fails on"
         )
         yield _Refusal("mechanism", "mechanism", found, expected)
 
@@ -311,8 +311,10 @@ def _not_shown(model: ModelConfig, path: Path) -> str:
 
 def _other_way(model: ModelConfig) -> str:
     """Return what to do without the driver."""
-    own = [way for way in ("sleep", "deep_sleep") if way in model.recipe.mechanisms]
-    return f"`mechanism: {own[0] if own else 'restart'}`"
+    for way in ("sleep", "deep_sleep"):
+        if way in model.recipe.mechanisms:
+            return f"`mechanism: {way}`"
+    return "an engine that SwapServe starts" if model.attach else "`mechanism: restart`"
 
 
 def _option(argv: Sequence[str], names: Sequence[str]) -> str | None:

@@ -110,6 +110,20 @@ def test_what_the_keeper_is_told_to_use_is_there(fail: Fail) -> None:
         ("device: [g0, g0], mechanism: restart", "plain", "device", "g0, g0", "each GPU once"),
         ("device: ram, mechanism: sleep", "vllm", "mechanism", "kind host", "auto"),
         ("device: g0, mechanism: lean", "plain", "mechanism", "lean, which", "auto, checkpoint"),
+        (
+            "device: m, attach: 'pid:7', tiers: [host]",
+            "plain",
+            "device",
+            "instance of MIG",
+            "or an engine that SwapServe starts",
+        ),
+        (
+            "device: g0, image: org/engine, tiers: [disk]",
+            "plain",
+            "tiers",
+            "disk, for a container",
+            "what ran in a sandbox",
+        ),
         ("device: g0, mechanism: sleep", "plain", "mechanism", "sleep, which", "recipe 'plain'"),
         ("device: m", "plain", "device", "instance of MIG", "nvidia-smi -mig 0"),
         ("device: m", "vllm", "device", "auto on m", "mechanism: sleep"),
@@ -187,6 +201,8 @@ def test_what_cannot_work_is_refused_with_the_reason(  # noqa: PLR0917
         ("device: g0, tiers: [host, none], sandbox: false", "plain"),
         ("device: ram, env: {CUDA_VISIBLE_DEVICES: ''}", "plain"),
         ("device: ram, tiers: [disk], sandbox: false", "plain"),
+        ("device: [g0, g1], attach: 'pid:7', tiers: [host], mechanism: sleep", "vllm"),
+        ("device: g0, attach: 'pid:7', tiers: [host]", "mps"),
     ],
 )
 def test_what_can_work_is_not_refused(load_text: Load, text: str, recipe: str) -> None:

@@ -1,11 +1,12 @@
 import json
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from swapserve.config.init import Machine, starter
+from swapserve.config.init import Gpu, Machine, starter
 from swapserve.config.jsonschema import json_schema, recipe_schema
 from swapserve.config.load import default_paths
 
@@ -29,6 +30,9 @@ def test_both_are_schemas_and_plain_json() -> None:
         "devices: {ram: {memory: 8GiB}, g: {kind: gpu, uuid: x, memory: 100}}",
         "models: [{name: a/b:c, recipe: vllm, args: [--x, 1, true], env: {A: 1}, ttl: 30}]",
         "models: [{name: a, recipe: x, tiers: [host, none], keep_cache: never}]",
+        "models: [{name: a, recipe: x, device: g0, mechanism: deep_sleep, tiers: [host, disk]}]",
+        "models: [{name: a, recipe: x, device: [g0, g1]}]",
+        "keeper: {gpu_margin: 1GiB, gpu_paths: [/a], cuda_checkpoint: ~, cuda_rate: 1GiB}",
         "recipe_dirs: [a]\nlog: {format: json}",
     ],
 )
@@ -54,6 +58,9 @@ def test_right_files_are_accepted(text: str) -> None:
         "models: [{name: '-a', recipe: x}]",
         "models: [{name: a, recipe: x, tiers: [device]}]",
         "models: [{name: a, recipe: x, pin: 1}]",
+        "models: [{name: a, recipe: x, device: [g0, {g1: 1}]}]",
+        "models: [{name: a, recipe: x, mechanism: hibernate}]",
+        "keeper: {cuda_lock_timeout: 0}",
         "log: {level: loud}",
         "images: {canary_rate: 2}",
     ],
@@ -62,13 +69,21 @@ def test_wrong_files_are_not(text: str) -> None:
     assert list(CONFIG.iter_errors(yaml.safe_load(text)))
 
 
-def test_the_starter_and_the_documents_example_are_accepted() -> None:
+def test_the_starter_is_accepted() -> None:
     machine = Machine(memory_bytes=8 << 30, paths=default_paths("auto"))
     CONFIG.validate(yaml.safe_load(starter(machine)))
+    card = Gpu(uuid="GPU-0", name="H200", memory_bytes=140 << 30)
+    machine = Machine(memory_bytes=8 << 30, paths=default_paths("auto"), gpus=(card,))
+    CONFIG.validate(yaml.safe_load(starter(machine)))
+
+
+def test_the_documents_examples_are_accepted() -> None:
     document = (ROOT / "docs" / "configuration.md").read_text()
-    example = document.partition("```yaml\n")[2].partition("```")[0]
-    assert yaml.safe_load(example)["models"]
-    CONFIG.validate(yaml.safe_load(example))
+    examples = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    assert len(examples) >= 2
+    for example in examples:
+        assert yaml.safe_load(example)["models"]
+        CONFIG.validate(yaml.safe_load(example))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "engines").glob("*.yaml")), ids=lambda p: p.stem)
