@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from select import POLLIN, poll
 from typing import IO
 
 from swapserve.system import command
@@ -31,6 +32,14 @@ class Helper:
     _process: subprocess.Popen[bytes]
     _output: IO[bytes]
     _reaped: bool = False
+
+    def alive(self) -> bool:
+        """Whether it runs at this moment."""
+        if self._reaped:
+            return False
+        waiter = poll()
+        waiter.register(self.pidfd, POLLIN)
+        return not waiter.poll(0)
 
     def kill(self) -> None:
         """Kill its whole process group; harmless when it is gone."""

@@ -98,7 +98,7 @@ class Link:
     @property
     def usable(self) -> bool:
         """Whether calls may be made: it runs, and nobody ends it."""
-        return not self._ending and not self.over.is_set()
+        return not self._ending and self._helper.alive()
 
     @property
     def busy(self) -> bool:

@@ -19,6 +19,7 @@ from swapserve.keeper.cuda.finding import Finder, Unstable
 from swapserve.keeper.cuda.pool import Workers
 from swapserve.keeper.cuda.readings import Readings
 from swapserve.keeper.cuda.reasons import explain
+from swapserve.keeper.cuda.remap import NoMapping, whole_mapping
 from swapserve.keeper.cuda.resume import Resumption
 from swapserve.keeper.cuda.shelter import sheltered
 from swapserve.keeper.cuda.suspend import Suspended, Suspension
@@ -141,25 +142,19 @@ class CudaTree:
                     processes = tuple(seen)
                 work = Resumption(self._engine, crew, phases, pairs=all_pairs)
                 await sheltered(work.run(processes))
-        except (CudaUnavailable, NvmlUnavailable, Unstable) as error:
+        except (CudaUnavailable, NvmlUnavailable, Unstable, NoMapping) as error:
             raise CudaError(self._engine, "restore", str(error), lost=False) from error
         except (CudaCallFailed, CudaOutcomeUnknown) as error:
             raise CudaError(self._engine, "find", explain(error), lost=False) from error
 
     async def _all_pairs(self, pairs: Pairs) -> Pairs:
-        """Complete a mapping of GPUs: if there is one, the driver wants every GPU in it.
-
-        Source: cuda.h 13.0, cuCheckpointProcessRestore ("must contain every checkpointed GPU");
-        cuda-core 1.2.2, checkpoint.py ("every GPU visible to the kernel-mode driver").
-        """
-        moves = {old: new for old, new in pairs if old != new}
-        if not moves:
+        if all(old == new for old, new in pairs):
             return ()
         if not (await self._workers.features()).remaps:
-            raise CudaUnavailable(
+            raise NoMapping(
                 "the driver cannot bring GPU state back to another GPU (580 is the first)"
             )
-        return complete(moves, [gpu.uuid for gpu in await self._readings.gpus()])
+        return whole_mapping(pairs, await self._readings.gpus())
 
     async def settle(
         self, needs: Mapping[str, int], phases: Phases, *, memory_is_ours: bool = True
@@ -249,17 +244,3 @@ def _where(seen: Mapping[ProcessRef, Seen]) -> Where:
     if states == {CudaState.RUNNING}:
         return "running"
     return "suspended" if states == {CudaState.CHECKPOINTED} else "lost"
-
-
-def complete(moves: Mapping[str, str], uuids: Sequence[str]) -> Pairs:
-    """Complete a mapping of some GPUs to one of all, in which no GPU is taken twice."""
-    left = [uuid for uuid in uuids if uuid not in moves.values()]
-    pairs = dict(moves)
-    for uuid in uuids:
-        if uuid in left and uuid not in pairs:
-            pairs[uuid] = uuid
-            left.remove(uuid)
-    for uuid in uuids:
-        if uuid not in pairs:
-            pairs[uuid] = left.pop(0)
-    return tuple(pairs.items())
