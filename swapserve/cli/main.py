@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from swapserve.cli import control, local
+from swapserve.cli import control, local, probe
 from swapserve.cli.context import Program, Settings, json_option
 
 
@@ -48,6 +48,7 @@ for _command in (
     control.events,
     control.shutdown,
     local.doctor,
+    probe.probe,
     local.config,
     local.init,
     local.pull,
