@@ -122,9 +122,9 @@ class Calls:
 
     async def _give(self, tags: Collection[str], *, keep_weights: bool) -> None:
         fresh = set(tags) - self._released
-        self._released |= fresh
         for tag in sorted(fresh):
             await self._part.release([tag], keep=keep_weights and tag == WEIGHTS)
+        self._released |= fresh
 
     async def _take(self, tags: Collection[str]) -> None:
         back = set(tags) & self._released

@@ -263,7 +263,9 @@ class Ollama(Calls):
         return self._routes({"/api/ps": self._ps}, {"/api/generate": self._generate})
 
     async def _ps(self, _request: web.Request) -> web.Response:
-        loaded = [] if self._released else [{"name": self._name, "model": self._name, "size": 1}]
+        loaded = (
+            [] if self._released == TAGS else [{"name": self._name, "model": self._name, "size": 1}]
+        )
         return web.json_response({"models": loaded})
 
     async def _generate(self, request: web.Request) -> web.Response:
