@@ -6,7 +6,7 @@ the state table does not allow raises IllegalTransition.
 
 from collections.abc import Iterable
 
-from swapserve.errors import IllegalTransition, SwapServeError
+from swapserve.errors import EngineUnavailable, IllegalTransition, SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.messages import (
     BringIn,
@@ -15,6 +15,7 @@ from swapserve.messages import (
     Drain,
     Effect,
     EngineSpec,
+    Footprint,
     GrantLease,
     LoseLease,
     PolicySpec,
@@ -24,9 +25,10 @@ from swapserve.messages import (
     SuspendLease,
     SwapOut,
 )
-from swapserve.scheduler.demand import Engine, Lease, Since
+from swapserve.scheduler.demand import BRINGING_IN, MOVING, Engine, Lease, Since
+from swapserve.scheduler.groups import groups, uses
 from swapserve.scheduler.ledger import Ledger
-from swapserve.scheduler.policy import backoff
+from swapserve.scheduler.policy import REFUSALS_MAX, backoff
 from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
 
 
@@ -40,20 +42,31 @@ class Board:
         self.now = 0.0
         self.effects: list[Effect] = []
         self.shutting_down = False
+        devices, engines = tuple(devices), tuple(engines)
         self.ledger = Ledger({device.name: device.capacity_bytes for device in devices})
+        self.exclusive = frozenset(device.name for device in devices if device.exclusive)
+        self.groups = groups(self.ledger.devices, engines)
         self.engines: dict[EngineName, Engine] = {}
-        self.by_device: dict[DeviceName, list[Engine]] = {}
+        self.by_device: dict[DeviceName, list[Engine]] = {name: [] for name in self.ledger.devices}
+        """Who may ever hold bytes of it."""
+        self.by_group: list[list[Engine]] = [[] for _ in self.groups]
         self.leases: dict[LeaseId, Lease] = {}
         self.unseen = 0
         """Engines whose place is not known yet; nothing is placed before it is zero."""
-        self.dirty: dict[DeviceName, None] = {}
-        """Devices to plan anew (a dict: the order of planning must be the same every time)."""
+        self.dirty: dict[int, None] = {}
+        """Groups to plan anew (a dict: the order of planning must be the same every time)."""
         self._running_number = 0
         for spec in engines:
-            engine = Engine(spec, len(self.engines), pinned=spec.pin, preload=spec.preload)
-            self.engines[spec.name] = engine
-            self.by_device.setdefault(spec.device, []).append(engine)
-            self.unseen += 1
+            self._add(spec)
+
+    def _add(self, spec: EngineSpec) -> None:
+        group = next(i for i, tied in enumerate(self.groups) if spec.devices[0] in tied)
+        engine = Engine(spec, len(self.engines), group, pinned=spec.pin, preload=spec.preload)
+        self.engines[spec.name] = engine
+        self.by_group[group].append(engine)
+        for device in uses(spec):
+            self.by_device[device].append(engine)
+        self.unseen += 1
 
     # ------------------------------------------------------------ small things
 
@@ -63,12 +76,8 @@ class Board:
         return (self.now, self._running_number)
 
     def touch(self, engine: Engine) -> None:
-        """Ask for a new plan of the engine's device."""
-        self.dirty[engine.spec.device] = None
-
-    def held(self, engine: Engine) -> int:
-        """Return the bytes that its departure would free."""
-        return self.ledger.held(engine.spec.device, engine.name)
+        """Ask for a new plan of the engine's devices."""
+        self.dirty[engine.group] = None
 
     def done(self, command: CommandId, error: SwapServeError | None = None) -> None:
         """Answer an operator's command."""
@@ -129,20 +138,88 @@ class Board:
         engine.callers += len(engine.waiting) if called else 0
         engine.waiting.clear()
 
+    # ------------------------------------------------------------------- bytes
+
+    def held(self, engine: Engine, device: DeviceName) -> int:
+        """Return the bytes of the device that are the engine's, in use or promised."""
+        return self.ledger.held(device, engine.name)
+
+    def frees(self, engine: Engine, device: DeviceName) -> int:
+        """Return the bytes that the engine's transition under way gives back there."""
+        if engine.state is EngineState.STOPPING:
+            return self.held(engine, device)
+        if device == engine.spec.ram:  # kept until it serves again, or goes on to disk
+            goes = engine.state in BRINGING_IN or (
+                engine.state is EngineState.SWAPPING_OUT and engine.bound_for is not Tier.HOST
+            )
+            return self.held(engine, device) if goes else 0
+        return self.held(engine, device) if engine.state is EngineState.SWAPPING_OUT else 0
+
+    def tier_below(self, engine: Engine) -> Tier:
+        """Return the highest tier that has room now for all that the engine holds."""
+        ram = engine.spec.ram
+        if ram is None or (engine.parked and engine.out_failures):
+            return Tier.DISK  # that way has just freed nothing
+        more = self._host_size(engine) - self.held(engine, ram)
+        return Tier.HOST if self.ledger.room(ram) >= max(0, more) else Tier.DISK
+
+    def survives(self, engine: Engine, *, to_disk: bool = False) -> bool:
+        """Return whether its requests in flight would survive a swap out now."""
+        kept = engine.can_dump or (not to_disk and self.tier_below(engine) is Tier.HOST)
+        return engine.can_preempt and kept
+
+    def _host_size(self, engine: Engine) -> int:
+        held = sum(self.held(engine, device) for device in uses(engine.spec))
+        return max(held, engine.host_measured)
+
+    # ------------------------------------------------------- exclusive devices
+
+    def touched(self, engine: Engine) -> frozenset[DeviceName]:
+        """Return the exclusive devices that a departure of the engine would touch."""
+        whole = engine.tier is Tier.DEVICE
+        return frozenset(
+            device
+            for device in engine.spec.devices
+            if device in self.exclusive and (whole or self.held(engine, device))
+        )
+
+    def in_use(self, devices: Iterable[DeviceName]) -> set[DeviceName]:
+        """Return those of the devices on which an exclusive transition is under way."""
+        return {
+            device
+            for device in devices
+            for engine in self.by_device[device]
+            if engine.state in MOVING and device in engine.moves_on
+        }
+
+    def may_depart(self, engine: Engine) -> bool:
+        """Return whether nothing is under way that a departure would have to wait for."""
+        return not self.in_use(self.touched(engine))
+
     # ----------------------------------------------------------------- engines
 
-    def bring_in(self, engine: Engine, size: int) -> None:
-        """Reserve the bytes and start to bring the engine onto its device."""
+    def bring_in(self, engine: Engine, sizes: Footprint) -> None:
+        """Reserve the bytes on all its devices and start to bring the engine onto them."""
         cold = engine.tier is Tier.NONE
         self._become(engine, EngineState.STARTING if cold else EngineState.SWAPPING_IN, "bring in")
-        self.ledger.reserve(engine.spec.device, engine.name, size)
+        self.ledger.reserve(engine.name, sizes)
+        engine.moves_on = self.exclusive.intersection(engine.spec.devices)
         engine.preload = False
         self.effects.append(BringIn(engine=engine.name))
 
-    def swap_out(self, engine: Engine, cause: str) -> None:
-        """Suspend what runs on the engine and move it off its device."""
-        in_flight = len(engine.active)
+    def swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
+        """Suspend what runs on the engine and move it off its devices, or further down.
+
+        It goes to the highest tier that has room (RAM is reserved before it leaves), or to disk.
+        """
+        touched = self.touched(engine)
+        engine.bound_for = Tier.DISK if to_disk else self.tier_below(engine)
+        if engine.bound_for is Tier.HOST and engine.spec.ram is not None:
+            self.ledger.reserve(engine.name, {engine.spec.ram: self._host_size(engine)})
         self._become(engine, EngineState.SWAPPING_OUT, cause)
+        engine.moves_on = touched
+        if engine.active:
+            engine.idle_since = self.now
         for lease in engine.active.values():
             lease.state = LeaseState.SUSPENDED
             lease.called = False
@@ -151,11 +228,20 @@ class Board:
             self.effects.append(SuspendLease(lease=lease.id))
         engine.active.clear()
         engine.callers = 0
-        self.effects.append(SwapOut(engine=engine.name, in_flight=in_flight, cause=cause))
+        self.effects.append(
+            SwapOut(
+                engine=engine.name,
+                in_flight=len(engine.suspended),
+                cause=cause,
+                to=engine.bound_for,
+            )
+        )
 
     def stop(self, engine: Engine, cause: str) -> None:
         """End the engine's process; its granted leases must be gone already."""
+        touched = self.touched(engine)
         self._become(engine, EngineState.STOPPING, cause)
+        engine.moves_on = touched
         self.effects.append(StopEngine(engine=engine.name))
 
     def drain(self, engine: Engine) -> None:
@@ -179,6 +265,22 @@ class Board:
         engine.refusing = refusing
         engine.last_error = error
 
+    def refuse_in(self, engine: Engine, error: SwapServeError) -> None:
+        """Count a bring-in that was not tried for want of memory, and pause before the next try.
+
+        Who waits goes on waiting, until it has been refused too often.
+        """
+        engine.refusals += 1
+        engine.retry_at = self.now + backoff(self.policy, engine.refusals)
+        engine.refusing = False
+        engine.last_error = error
+        if engine.refusals >= REFUSALS_MAX:
+            reason = (
+                f"'{engine.name}' could not be brought in {engine.refusals} times in a row,"
+                f" for want of free GPU memory. Last error: {error}"
+            )
+            self.refuse_waiting(engine, EngineUnavailable(engine.name, reason))
+
     def fail_out(self, engine: Engine) -> None:
         """Count a failed departure; until the pause is over it is nobody's victim."""
         engine.out_failures += 1
@@ -186,7 +288,7 @@ class Board:
 
     def forgive(self, engine: Engine) -> None:
         """Forget failures to bring it in."""
-        engine.failures = 0
+        engine.failures = engine.refusals = 0
         engine.retry_at = 0.0
         engine.refusing = False
         engine.last_error = None

@@ -1,8 +1,9 @@
 """What an operator's commands mean. Pure.
 
-Each command is answered exactly once. One that conflicts with a transition under way waits for
-its end; one that agrees with it is answered by its outcome; one that contradicts an older
-command which has not begun yet (waiting for room, draining) takes its place.
+Each command is answered exactly once. One that conflicts with a transition under way, of its
+engine or on an exclusive device of it, waits for its end; one that agrees with it is answered by
+its outcome; one that contradicts an older command which has not begun yet (waiting for room,
+draining) takes its place.
 
 An operator may swap out a busy or pinned engine. Requests that this suspends, and those that
 arrive later, bring it back like any others, but not before it was out for a quantum.
@@ -28,17 +29,19 @@ def give(board: Board, event: CommandGiven) -> None:
         board.done(event.command)
     elif engine.queued or not engine.seen:
         engine.queued.append((event.command, event.verb))
-    elif engine.state not in MOVING:
-        _execute(board, engine, event.command, event.verb)
-    elif not _join(board, engine, event.command, event.verb):
-        engine.queued.append((event.command, event.verb))
+    else:
+        act = _join if engine.state in MOVING else _execute
+        if not act(board, engine, event.command, event.verb):
+            engine.queued.append((event.command, event.verb))
 
 
 def run_queued(board: Board, engine: Engine) -> None:
     """Carry out what waited for the end of a transition, until one begins another."""
     while engine.queued and engine.state not in MOVING:
-        command, verb = engine.queued.popleft()
-        _execute(board, engine, command, verb)
+        command, verb = engine.queued[0]
+        if not _execute(board, engine, command, verb):
+            return
+        engine.queued.popleft()
 
 
 def refuse_starts(board: Board, engine: Engine) -> None:
@@ -66,18 +69,20 @@ def _join(board: Board, engine: Engine, command: CommandId, verb: Verb) -> bool:
     return True
 
 
-def _execute(board: Board, engine: Engine, command: CommandId, verb: Verb) -> None:
+def _execute(board: Board, engine: Engine, command: CommandId, verb: Verb) -> bool:
+    """Carry a command out; False if it has to wait until nothing else moves on a device."""
     match verb:
         case "swap_in" | "start":
             _bring_in(board, engine, command)
         case "swap_out":
-            _swap_out(board, engine, command)
+            return _swap_out(board, engine, command)
         case "stop":
-            _stop(board, engine, command)
+            return _stop(board, engine, command)
         case "pin" | "unpin":
             pass  # never queued
         case _:
             assert_never(verb)
+    return True
 
 
 def _bring_in(board: Board, engine: Engine, command: CommandId) -> None:
@@ -97,36 +102,46 @@ def _bring_in(board: Board, engine: Engine, command: CommandId) -> None:
     engine.ins.append(command)
 
 
-def _swap_out(board: Board, engine: Engine, command: CommandId) -> None:
+def _swap_out(board: Board, engine: Engine, command: CommandId) -> bool:
+    broken = engine.state is EngineState.FAILED and engine.tier is Tier.DEVICE
+    if broken and not board.may_depart(engine):
+        return False
     _supersede_ins(board, engine, "swap-out")
     if engine.state in SERVING:
-        _leave(board, engine, command)
-    elif engine.state is EngineState.FAILED and engine.tier is Tier.DEVICE:
+        engine.outs.append(command)
+        leave(board, engine)
+    elif broken:
         board.lose_granted(engine, _stopped(engine))
         engine.outs.append(command)
         board.stop(engine, "operator")
     else:
         board.done(command)
+    return True
 
 
-def _leave(board: Board, engine: Engine, command: CommandId) -> None:
+def leave(board: Board, engine: Engine) -> None:
+    """Swap out an engine that an operator wants out, drain it, or leave it until its turn."""
     engine.hold_after = engine.hold_after or not engine.idle
-    engine.outs.append(command)
-    if engine.idle or engine.can_preempt:
-        board.swap_out(engine, "operator")
+    if engine.idle or board.survives(engine):
+        if board.may_depart(engine):
+            board.swap_out(engine, "operator")
     elif engine.state is EngineState.READY:
         board.drain(engine)
 
 
-def _stop(board: Board, engine: Engine, command: CommandId) -> None:
+def _stop(board: Board, engine: Engine, command: CommandId) -> bool:
+    stopped = engine.state is EngineState.STOPPED
+    if not stopped and not board.may_depart(engine):
+        return False
     _supersede_ins(board, engine, "stop")
     _hold(board, engine)
-    if engine.state is EngineState.STOPPED:
+    if stopped:
         board.done(command)
-        return
+        return True
     engine.stops.append(command)
     board.lose_granted(engine, _stopped(engine))
     board.stop(engine, "operator")
+    return True
 
 
 def _hold(board: Board, engine: Engine) -> None:

@@ -1,6 +1,6 @@
 """The scheduler: events in, effects out. Pure, deterministic, without a clock of its own.
 
-`handle` changes what the event says has happened, plans the devices concerned anew
+`handle` changes what the event says has happened, plans the group of devices concerned anew
 (`placement`), and asks for the timer that the next deadline needs. The common case, a request
 for a ready engine, costs a few dictionary operations and no plan.
 """
@@ -60,8 +60,8 @@ class Core:
         self._board = Board(devices, engines, policy)
         self._policy = policy
         self._timer: float | None = None
-        self._wakes: dict[DeviceName, float | None] = {}
-        self._contended: set[DeviceName] = set()
+        self._wakes: dict[int, float | None] = {}
+        self._contended: set[int] = set()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             EngineSeen: partial(transitions.seen, self._board),
             LeaseRequested: self._lease_requested,
@@ -106,9 +106,11 @@ class Core:
         """Return the engine's state as the core sees it."""
         return self._board.engines[engine].state
 
-    def footprint(self, engine: EngineName) -> int | None:
-        """Return the bytes it is counted with (None: unknown as yet)."""
-        return self._board.engines[engine].need
+    def footprint(self, engine: EngineName) -> dict[DeviceName, int]:
+        """Return the bytes it is counted with on each of its devices (missing: unknown as yet)."""
+        found = self._board.engines[engine]
+        needs = {device: found.need(device) for device in found.spec.devices}
+        return {device: need for device, need in needs.items() if need is not None}
 
     def devices(self) -> dict[DeviceName, Account]:
         """Return capacity, reserved, committed and excess bytes of each device."""
@@ -183,16 +185,15 @@ class Core:
         if engine.idle:
             engine.idle_since = self._board.now
             engine.guard_until = 0.0
-        if engine.state is EngineState.DRAINING or engine.spec.device in self._contended:
+        if engine.state is EngineState.DRAINING or engine.group in self._contended:
             if engine.idle or (lease.called and not engine.callers):
                 self._board.touch(engine)
         elif engine.idle and engine.spec.ttl_s is not None and not engine.pinned:
             self._ring_by(engine, self._board.now + engine.spec.ttl_s)
 
     def _ring_by(self, engine: Engine, time: float) -> None:
-        device = engine.spec.device
-        wake = self._wakes.get(device)
-        self._wakes[device] = time if wake is None else min(wake, time)
+        wake = self._wakes.get(engine.group)
+        self._wakes[engine.group] = time if wake is None else min(wake, time)
         if self._timer is None or time < self._timer:
             self._set_timer(time)
 
@@ -207,7 +208,7 @@ class Core:
     def _tick(self, event: Tick) -> None:
         del event
         self._timer = None
-        self._board.dirty.update(dict.fromkeys(self._board.by_device))
+        self._board.dirty.update(dict.fromkeys(range(len(self._board.groups))))
 
     def _shutdown_asked(self, event: ShutdownAsked) -> None:
         del event
@@ -224,9 +225,9 @@ class Core:
         board = self._board
         heads = self._expire_waiting()
         if not board.unseen:
-            for device in tuple(board.dirty):
-                self._wakes[device], pending = place(board, device)
-                (self._contended.add if pending else self._contended.discard)(device)
+            for group in tuple(board.dirty):
+                self._wakes[group], pending = place(board, group)
+                (self._contended.add if pending else self._contended.discard)(group)
         board.dirty.clear()
         deadlines = [wake for wake in (heads, *self._wakes.values()) if wake is not None]
         self._set_timer(min(deadlines, default=None))

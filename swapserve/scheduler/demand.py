@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from swapserve.errors import SwapServeError
-from swapserve.ids import CommandId, EngineName, LeaseId
-from swapserve.messages import EngineSpec, Verb
+from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
+from swapserve.messages import EngineSpec, Footprint, Verb
 from swapserve.states import EngineState, LeaseState, Tier
 
 BRINGING_IN = frozenset({EngineState.STARTING, EngineState.SWAPPING_IN})
@@ -39,14 +39,24 @@ class Engine:
 
     spec: EngineSpec
     index: int
+    group: int = 0
+    """Which devices it is planned with."""
     state: EngineState = EngineState.STOPPED
     tier: Tier = Tier.NONE
+    """Where its state rests; during a transition, where it rested before."""
+    bound_for: Tier = Tier.NONE
+    """The tier that the swap out under way may go to."""
+    moves_on: frozenset[DeviceName] = frozenset()
+    """Exclusive devices that the transition under way touches."""
     seen: bool = False
     can_preempt: bool = False
+    can_dump: bool = True
     pinned: bool = False
     preload: bool = False
-    measured: int | None = None
-    """Most bytes ever measured on its device."""
+    measured: dict[DeviceName, int] = field(default_factory=dict)
+    """Most bytes ever measured, on each of its devices."""
+    host_measured: int = 0
+    """Most bytes that its state ever took in the host tier."""
 
     waiting: OrderedDict[LeaseId, Lease] = field(default_factory=OrderedDict)
     active: dict[LeaseId, Lease] = field(default_factory=dict)
@@ -63,6 +73,8 @@ class Engine:
     retry_at: float = 0.0
     refusing: bool = False
     """The last bring-in failed: new leases are refused until `retry_at`."""
+    refusals: int = 0
+    """Bring-ins in a row that were not even tried, for want of free memory on a GPU."""
     last_error: SwapServeError | None = None
     out_failures: int = 0
     out_retry_at: float = 0.0
@@ -85,21 +97,33 @@ class Engine:
         return self.spec.name
 
     @property
-    def need(self) -> int | None:
-        """Bytes to promise it (None: nobody knows yet); a larger measurement wins."""
-        configured = self.spec.memory_bytes
-        if configured is None:
-            return self.measured
-        return configured if self.measured is None else max(configured, self.measured)
+    def known(self) -> bool:
+        """Whether its footprint is known on each of its devices."""
+        return all(self.need(device) is not None for device in self.spec.devices)
 
     @property
     def idle(self) -> bool:
         """Whether no request runs on it."""
         return not self.active
 
-    def measure(self, size: int) -> None:
+    @property
+    def parked(self) -> bool:
+        """Whether it is off its devices, or on the way further down from there."""
+        lowering = self.state is EngineState.SWAPPING_OUT and self.tier is not Tier.DEVICE
+        return self.state is EngineState.SWAPPED_OUT or lowering
+
+    def need(self, device: DeviceName) -> int | None:
+        """Return the bytes to promise it there (None: unknown); a larger measurement wins."""
+        configured, measured = self.spec.memory_bytes, self.measured.get(device)
+        if configured is None or measured is None:
+            return configured if measured is None else measured
+        return max(configured, measured)
+
+    def measure(self, reading: Footprint) -> None:
         """Remember a reading; readings only tighten, so the largest counts."""
-        self.measured = size if self.measured is None else max(self.measured, size)
+        for device in self.spec.devices:
+            if device in reading:
+                self.measured[device] = max(reading[device], self.measured.get(device, 0))
 
     def calling(self) -> Since | None:
         """Return since when somebody wants it on its device (None: nobody does)."""

@@ -1,6 +1,6 @@
 """Bytes per device: promised, in use, and how far the machine's readings exceed the plan. Pure.
 
-Every engine has one account on its device with four figures:
+Every engine has an account on each device that it holds bytes of, with four figures:
 
 - `claimed`: free bytes set aside for an engine that waits for more. Soft: laid anew with each
   plan, so what a leaving victim frees goes to whoever waits longest, never to a later arrival.
@@ -10,14 +10,16 @@ Every engine has one account on its device with four figures:
   the books always balance, and the rest is kept here. It is a debt of the device: freed bytes
   pay it before anyone else gets them, and the plan evicts until it is paid.
 
-`claimed + reserved + committed <= capacity` holds for each device after each call.
+`claimed + reserved + committed <= capacity` holds for each device after each call. What names
+several devices is done on all of them or, if one refuses, on none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import DeviceName, EngineName
+from swapserve.messages import Footprint
 
 
 class LedgerViolation(SwapServeError):
@@ -95,19 +97,25 @@ class Ledger:
         entry = self._devices[device].entries.get(engine)
         return 0 if entry is None else entry.reserved + entry.committed + entry.excess
 
+    def committed(self, device: DeviceName, engine: EngineName) -> int:
+        """Return what this engine uses of the device, its excess included."""
+        entry = self._devices[device].entries.get(engine)
+        return 0 if entry is None else entry.committed + entry.excess
+
     def excess(self, device: DeviceName, engine: EngineName) -> int:
         """Return how far this engine is beyond what there was room for."""
         entry = self._devices[device].entries.get(engine)
         return 0 if entry is None else entry.excess
 
-    def claim(self, device: DeviceName, engine: EngineName, size: int) -> None:
+    def claim(self, engine: EngineName, sizes: Footprint) -> None:
         """Set free bytes aside for an engine that waits for more.
 
         Raises:
-            LedgerViolation: they are not free.
+            LedgerViolation: they are not free; nothing was set aside.
         """
-        self._take(device, size)
-        self._entry(device, engine).claimed += size
+        self._take(sizes)
+        for device, size in sizes.items():
+            self._entry(device, engine).claimed += size
 
     def drop_claims(self, device: DeviceName) -> None:
         """Take back every claim on the device."""
@@ -119,25 +127,43 @@ class Ledger:
                 self._forget_if_empty(books, name, entry)
         self._settle(books)
 
-    def reserve(self, device: DeviceName, engine: EngineName, size: int) -> None:
-        """Promise `size` bytes in all to a bring-in that starts now; what it holds counts.
+    def reserve(self, engine: EngineName, sizes: Footprint) -> None:
+        """Promise so many bytes in all to a transition that starts now; what it holds counts.
 
         Raises:
-            LedgerViolation: they are not free.
+            LedgerViolation: they are not free; nothing was promised.
         """
-        entry = self._entry(device, engine)
-        more = max(0, size - entry.reserved - entry.committed)
-        self._take(device, more)
-        entry.reserved += more
+        more = {
+            device: max(0, size - entry.reserved - entry.committed)
+            for device, size in sizes.items()
+            for entry in (self._devices[device].entries.get(engine, _Entry()),)
+        }
+        self._take(more)
+        for device, size in more.items():
+            self._entry(device, engine).reserved += size
 
-    def commit(self, device: DeviceName, engine: EngineName, size: int) -> int:
-        """Record that the engine uses `size` bytes; all its promises end.
+    def cancel(self, engine: EngineName, devices: Iterable[DeviceName]) -> None:
+        """Take promises back that were not used; what the engine uses stays."""
+        for device in devices:
+            books = self._devices[device]
+            entry = books.entries.get(engine)
+            if entry is not None:
+                books.used -= entry.reserved
+                entry.reserved = 0
+                self._forget_if_empty(books, engine, entry)
+                self._settle(books)
 
-        Claims on the device are dropped first: use that is real outranks them.
+    def commit(self, engine: EngineName, sizes: Footprint) -> int:
+        """Record that the engine uses so many bytes; all its promises there end.
+
+        Claims on these devices are dropped first: use that is real outranks them.
 
         Returns:
             How much of it has no room (the engine's excess).
         """
+        return sum(self._commit(device, engine, size) for device, size in sizes.items())
+
+    def _commit(self, device: DeviceName, engine: EngineName, size: int) -> int:
         self.drop_claims(device)
         books = self._devices[device]
         entry = self._entry(device, engine)
@@ -152,26 +178,29 @@ class Ledger:
             books.debtors[engine] = None
         else:
             books.debtors.pop(engine, None)
+        self._forget_if_empty(books, engine, entry)
         self._settle(books)
         return entry.excess
 
-    def release(self, device: DeviceName, engine: EngineName) -> None:
+    def release(self, engine: EngineName, devices: Iterable[DeviceName]) -> None:
         """Record that the engine's bytes were seen free."""
-        books = self._devices[device]
-        entry = books.entries.pop(engine, None)
-        if entry is None:
-            return
-        books.used -= entry.claimed + entry.reserved + entry.committed
-        books.excess -= entry.excess
-        books.debtors.pop(engine, None)
-        self._settle(books)
+        for device in devices:
+            books = self._devices[device]
+            entry = books.entries.pop(engine, None)
+            if entry is not None:
+                books.used -= entry.claimed + entry.reserved + entry.committed
+                books.excess -= entry.excess
+                books.debtors.pop(engine, None)
+                self._settle(books)
 
-    def _take(self, device: DeviceName, size: int) -> None:
-        books = self._devices[device]
-        free = books.capacity - books.used
-        if size > free or size < 0:
-            raise LedgerViolation(device, size, free)
-        books.used += size
+    def _take(self, sizes: Footprint) -> None:
+        for device, size in sizes.items():
+            books = self._devices[device]
+            free = books.capacity - books.used
+            if size > free or size < 0:
+                raise LedgerViolation(device, size, free)
+        for device, size in sizes.items():
+            self._devices[device].used += size
 
     def _entry(self, device: DeviceName, engine: EngineName) -> _Entry:
         return self._devices[device].entries.setdefault(engine, _Entry())

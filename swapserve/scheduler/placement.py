@@ -1,100 +1,77 @@
-"""Who comes onto one device, who leaves it, and when to look again. Pure.
+"""Who comes onto the devices of one group, who leaves them, and when to look again. Pure.
 
 A plan is made afresh from the present demand, oldest wish first, so nothing planned can be out
 of date: if the client that called for an engine leaves, its claim and the drain of its victim are
 gone with the next plan. Only transitions that have begun stay.
 
-Each wish takes free bytes, then bytes that are leaving already, then victims. A wish whose
-victims may not leave yet (quantum, pause after a failure) blocks younger ones on that device:
-else a stream of small wishes could keep a large one out for ever. It does not block when only
-an engine that cannot be moved at all now stands in its way.
+Each wish takes free bytes on all of its devices, then bytes that are leaving already, then
+victims. A wish whose victims may not leave yet (quantum, pause after a failure) blocks younger
+ones on its devices: else a stream of small wishes could keep a large one out for ever. It does
+not block when only an engine that cannot be moved at all now stands in its way.
+
+On an exclusive device (a GPU) one transition is under way at a time. What would begin takes its
+turn on all the devices that it touches, in the order of this plan, and what has to wait keeps its
+turn before everything younger. Nothing holds a turn from one plan to the next, so nobody waits in
+a circle, and the oldest waits only for what is under way.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from swapserve.errors import CapacityError
 from swapserve.ids import DeviceName
+from swapserve.messages import Footprint
+from swapserve.scheduler import commands
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import AWAY, BRINGING_IN, LEAVING, SERVING, Engine, Since
-from swapserve.scheduler.policy import (
-    Candidate,
-    choose,
-    over_age_at,
-    preempts,
-    victim_from,
-    victim_rank,
-)
-from swapserve.states import EngineState, Tier
+from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine, Since
+from swapserve.scheduler.needs import capacity_error, may_ever_fit, needed
+from swapserve.scheduler.policy import Candidate, choose, over_age_at, preempts, spared
+from swapserve.scheduler.victims import candidates, hopeful
+from swapserve.states import EngineState
 
 
-def available(board: Board, engine: Engine) -> int:
-    """Return how many bytes its device could offer it if every unpinned engine left."""
-    device = engine.spec.device
-    pinned = sum(
-        board.held(other)
-        for other in board.by_device[device]
-        if other.pinned
-        and other is not engine
-        and other.state not in LEAVING
-        # A placeholder for bytes that nobody knows yet must not make others fail.
-        and not (other.need is None and other.state in BRINGING_IN)
-    )
-    return max(0, board.ledger.capacity(device) - pinned)
-
-
-def needed(board: Board, engine: Engine) -> int:
-    """Return the bytes to promise it: an unknown footprint takes all that is not pinned."""
-    if engine.need is None:
-        return max(1, available(board, engine))
-    if engine.suspended:
-        # It ran here before, so it gets another chance with the device to itself.
-        return min(engine.need, board.ledger.capacity(engine.spec.device))
-    return engine.need
-
-
-def capacity_error(board: Board, engine: Engine) -> CapacityError | None:
-    """Return why the engine cannot fit whatever leaves, or None."""
-    offered = available(board, engine)
-    wanted = max(1, offered) if engine.need is None else engine.need
-    if wanted <= offered:
-        return None
-    return CapacityError(engine.name, engine.spec.device, wanted, offered)
-
-
-def place(board: Board, device: DeviceName) -> tuple[float | None, bool]:
-    """Plan one device and start what can start.
+def place(board: Board, group: int) -> tuple[float | None, bool]:
+    """Plan one group of devices and start what can start.
 
     Returns:
         When to look again though nothing happens (None: never), and whether anybody still waits
         for bytes, so that an engine becoming idle matters.
     """
-    return _Plan(board, device).run()
+    return _Plan(board, group).run()
 
 
 class _Plan:
-    """One pass over one device."""
+    """One pass over one group."""
 
-    def __init__(self, board: Board, device: DeviceName) -> None:
-        board.ledger.drop_claims(device)
+    def __init__(self, board: Board, group: int) -> None:
         self.board = board
-        self.device = device
-        self.engines = board.by_device.get(device, [])
+        self.devices = board.groups[group]
+        self.engines = board.by_group[group]
         self.wake: float | None = None
         self.pending = False
-        self.kept_draining: set[int] = set()
-        self._swap_out_for_operator()
-        self.room = board.ledger.room(device)
-        self.soon = sum(board.held(e) for e in self.engines if e.state in LEAVING or e.outs)
+        self.chosen: set[int] = set()
+        """Victims of this plan; some drain, or wait for their turn."""
+        self.blocked: set[DeviceName] = set()
+        """Devices on which younger wishes stand back."""
+        for device in self.devices:
+            board.ledger.drop_claims(device)
+        self.taken = self._run_commands()
+        """Exclusive devices with a transition under way, or with somebody's turn before ours."""
+        self.room = {device: board.ledger.room(device) for device in self.devices}
+        self.soon = {
+            device: sum(self._going(engine, device) for engine in board.by_device[device])
+            for device in self.devices
+        }
 
     def run(self) -> tuple[float | None, bool]:
         if self.board.shutting_down:
             self._open_spared()
             return None, False
-        self._pay_debt()
+        self._pay_debts()
         for engine, since in self._wishes():
-            # An older wish may just have made this one leave, broken as it was.
-            if engine.state in AWAY and not self._serve(engine, since):
-                break
+            if engine.state not in AWAY:
+                continue  # an older wish has just made this one leave, broken or parked as it was
+            devices = engine.spec.devices
+            if not self.blocked.isdisjoint(devices) or not self._serve(engine, since):
+                self.blocked.update(devices)
         self._open_spared()
         self._expire_idle()
         self._preload()
@@ -103,6 +80,35 @@ class _Plan:
     def _look_at(self, time: float) -> None:
         if self.wake is None or time < self.wake:
             self.wake = time
+
+    def _take_turn(self, devices: Iterable[DeviceName]) -> bool:
+        """Return whether a transition that touches these may begin; if not, it is next."""
+        exclusive = self.board.exclusive.intersection(devices)
+        free = self.taken.isdisjoint(exclusive)
+        self.taken |= exclusive
+        return free
+
+    def _going(self, engine: Engine, device: DeviceName) -> int:
+        """Return the bytes that the engine is about to give back there in any case."""
+        if engine.outs and engine.state in SERVING:
+            return self.board.held(engine, device)
+        return self.board.frees(engine, device)
+
+    # --------------------------------------------------------------- operators
+
+    def _run_commands(self) -> set[DeviceName]:
+        """Carry out commands that waited for their turn; return the exclusive devices in use."""
+        waiting: set[DeviceName] = set()
+        for engine in self.engines:
+            commands.run_queued(self.board, engine)
+            if engine.outs and engine.state in SERVING:
+                commands.leave(self.board, engine)
+            if engine.state not in MOVING and (engine.queued or self._goes_for_operator(engine)):
+                waiting |= self.board.touched(engine)
+        return waiting | self.board.in_use(self.devices)
+
+    def _goes_for_operator(self, engine: Engine) -> bool:
+        return bool(engine.outs) and (engine.idle or self.board.survives(engine))
 
     # ------------------------------------------------------------------ coming
 
@@ -126,131 +132,162 @@ class _Plan:
             return True
         self.board.refuse_waiting(engine, error)
         self.board.answer(engine.ins, error)
-        if not engine.suspended:
-            return False
-        return needed(self.board, engine) <= available(self.board, engine)
+        return bool(engine.suspended) and may_ever_fit(self.board, engine)
 
     def _serve(self, engine: Engine, since: Since) -> bool:
         """Bring the engine in or make room for it; False if younger wishes must stand back."""
-        size = needed(self.board, engine)
-        missing = size - self.board.held(engine) - self.room
-        if missing <= 0:
-            self.board.bring_in(engine, size)
-            self.room = -missing
+        board = self.board
+        sizes = needed(board, engine)
+        missing = {
+            device: size - board.held(engine, device) - self.room[device]
+            for device, size in sizes.items()
+        }
+        if max(missing.values()) <= 0:
+            if self._take_turn(sizes):
+                self._bring_in(engine, sizes)
+            else:
+                self._claim(engine, sizes)
             return True
         self.pending = True
-        short = missing - self.soon
-        if short > 0:
-            candidates = self._candidates(engine, since)
-            victims = choose(candidates, short, self.board.now)
-            if not victims:
-                self._look_again_for(candidates)
-                if not self._hopeful(candidates, short):
-                    return True
-                self._claim(engine)
+        short = {
+            device: size - self.soon[device]
+            for device, size in missing.items()
+            if size > max(0, self.soon[device])
+        }
+        if short:
+            found = candidates(board, self.chosen, short, since, engine)
+            made = self._make_room(found, short, since, f"room for {engine.name}")
+            if made is None:
+                return True
+            if not made:
+                self._claim(engine, sizes)
                 return False
-            self._make_leave(victims, since, f"room for {engine.name}")
-        self.soon -= missing
-        self._claim(engine)
+        for device, size in missing.items():
+            self.soon[device] -= max(0, size)
+        self._claim(engine, sizes)
         return True
 
-    def _claim(self, engine: Engine) -> None:
-        if self.room > 0:
-            self.board.ledger.claim(self.device, engine.name, self.room)
-        self.room = 0
+    def _bring_in(self, engine: Engine, sizes: Footprint) -> None:
+        for device, size in sizes.items():
+            self.room[device] -= max(0, size - self.board.held(engine, device))
+        self.board.bring_in(engine, sizes)
+
+    def _claim(self, engine: Engine, sizes: Footprint) -> None:
+        """Set aside what is free of what it needs; the debt of a device is counted only once."""
+        claims = {}
+        for device, size in sizes.items():
+            room = max(0, self.room[device])
+            claims[device] = min(room, max(0, size - self.board.held(engine, device)))
+            self.room[device] = room - claims[device]
+        self.board.ledger.claim(engine.name, claims)
 
     def _preload(self) -> None:
         """Bring in preload engines while that costs nobody anything."""
-        board = self.board
         for engine in self.engines:
             if engine.state not in AWAY:
                 engine.preload = False
             if not engine.preload:
                 continue
-            size = needed(board, engine)
-            if capacity_error(board, engine) is None and self.room >= size:
-                board.bring_in(engine, size)
-                self.room -= size
-            elif not any(other.state in BRINGING_IN for other in self.engines):
+            sizes = needed(self.board, engine)
+            if self._has_room(engine, sizes):
+                if self._take_turn(sizes):
+                    self._bring_in(engine, sizes)
+            elif not self._somebody_comes(engine.spec.devices):
                 engine.preload = False
+
+    def _has_room(self, engine: Engine, sizes: Footprint) -> bool:
+        fits = all(self.room[device] >= size for device, size in sizes.items())
+        return (
+            fits and self.blocked.isdisjoint(sizes) and capacity_error(self.board, engine) is None
+        )
+
+    def _somebody_comes(self, devices: Iterable[DeviceName]) -> bool:
+        return any(
+            engine.state in BRINGING_IN
+            for device in devices
+            for engine in self.board.by_device[device]
+        )
 
     # ----------------------------------------------------------------- leaving
 
-    def _candidates(self, engine: Engine | None, since: Since) -> list[Candidate]:
-        policy = self.board.policy
-        return [
-            Candidate(victim, size, victim_from(policy, victim, since), victim_rank(victim))
-            for victim in self.engines
-            if victim is not engine
-            and victim.index not in self.kept_draining
-            and _may_be_victim(victim)
-            and (size := self.board.held(victim)) > 0
-        ]
+    def _make_room(
+        self, found: Sequence[Candidate], short: Footprint, since: Since, cause: str
+    ) -> bool | None:
+        """Make victims leave. False: time will let enough of them go. None: it will not."""
+        usual = [one for one in found if not spared(one.engine)]
+        for those in (usual, found):
+            victims = choose(those, short, self.board.now)
+            if victims:
+                self._make_leave(victims, since, cause)
+                return True
+            if hopeful(self.board, those, short):
+                self._look_again_for(those)
+                return False
+        self._look_again_for(found)
+        return None
 
-    def _hopeful(self, candidates: Iterable[Candidate], short: int) -> bool:
-        """Return whether time alone will let enough engines leave."""
-        now = self.board.now
-        soon = sum(one.size for one in candidates if one.engine.out_retry_at <= now)
-        coming = sum(
-            self.board.held(other)
-            for other in self.engines
-            if other.state in BRINGING_IN and not other.pinned
-        )
-        return soon + coming >= short
-
-    def _look_again_for(self, candidates: Iterable[Candidate]) -> None:
-        for candidate in candidates:
+    def _look_again_for(self, those: Iterable[Candidate]) -> None:
+        for candidate in those:
             if candidate.from_time > self.board.now:
                 self._look_at(candidate.from_time)
 
     def _make_leave(self, victims: Iterable[Candidate], since: Since, cause: str) -> None:
+        """Let each leave as soon as it is its turn; until then it is nobody else's victim."""
         board = self.board
         for victim in victims:
             engine = victim.engine
-            self.soon += victim.size
+            self.chosen.add(engine.index)
+            for device, size in victim.sizes.items():
+                self.soon[device] += size
+            busy = not engine.idle or (engine.parked and engine.suspended)
             if engine.state is EngineState.FAILED:
-                board.stop(engine, cause)
-            elif engine.idle or preempts(board.policy, engine, since, board.now):
-                board.swap_out(engine, cause)
+                if self._take_turn(board.touched(engine)):
+                    board.stop(engine, cause)
+            elif not busy or self._interrupts(victim, since):
+                self._swap_out(engine, cause, to_disk=victim.to_disk)
             else:
                 self._drain(engine, since)
 
+    def _interrupts(self, victim: Candidate, since: Since) -> bool:
+        """Return whether a victim with requests inside goes now, and they survive it."""
+        wanted = victim.engine.parked or preempts(self.board.policy, since, self.board.now)
+        return wanted and self.board.survives(victim.engine, to_disk=victim.to_disk)
+
+    def _swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
+        if not self._take_turn(self.board.touched(engine)):
+            return
+        ram = engine.spec.ram
+        before = 0 if ram is None else self.board.ledger.room(ram)
+        self.board.swap_out(engine, cause, to_disk=to_disk)
+        if ram is not None:
+            self.room[ram] += self.board.ledger.room(ram) - before
+
     def _drain(self, engine: Engine, since: Since) -> None:
-        self.kept_draining.add(engine.index)
         if engine.state is EngineState.READY:
             self.board.drain(engine)
-        if engine.can_preempt:
-            self._look_at(over_age_at(self.board.policy, since))
+        over_age = over_age_at(self.board.policy, since)
+        if engine.can_preempt and over_age > self.board.now:
+            self._look_at(over_age)
 
-    def _pay_debt(self) -> None:
-        """Make others leave while measured use is beyond the device's size."""
-        debt = -self.room - self.soon
-        if debt <= 0:
-            return
-        self.pending = True
+    def _pay_debts(self) -> None:
+        """Make others leave while measured use is beyond a device's size."""
         since = (self.board.now, 0)
-        candidates = [
-            one
-            for one in self._candidates(None, since)
-            if not self.board.ledger.excess(self.device, one.engine.name)
-        ]
-        victims = choose(candidates, debt, self.board.now)
-        if victims:
-            self._make_leave(victims, since, "overcommitted")
-        else:
-            self._look_again_for(candidates)
-
-    def _swap_out_for_operator(self) -> None:
-        for engine in self.engines:
-            if engine.outs and engine.state in SERVING and engine.idle:
-                self.board.swap_out(engine, "operator")
+        for device in self.devices:
+            debt = -self.room[device] - self.soon[device]
+            if debt > 0:
+                self.pending = True
+                found = [
+                    one
+                    for one in candidates(self.board, self.chosen, {device: debt}, since, None)
+                    if one.engine.parked or not self.board.ledger.excess(device, one.engine.name)
+                ]
+                self._make_room(found, {device: debt}, since, "overcommitted")
 
     def _open_spared(self) -> None:
         for engine in self.engines:
-            spared = engine.index not in self.kept_draining and not engine.outs
-            if engine.state is EngineState.DRAINING and spared:
+            needless = engine.index not in self.chosen and not engine.outs
+            if engine.state is EngineState.DRAINING and needless:
                 self.board.open_again(engine)
-        self.pending = self.pending or bool(self.kept_draining)
 
     def _expire_idle(self) -> None:
         for engine in self.engines:
@@ -260,15 +297,6 @@ class _Plan:
             if engine.state is EngineState.READY:
                 due = max(engine.idle_since + ttl, engine.out_retry_at)
                 if due <= self.board.now:
-                    self.board.swap_out(engine, "ttl")
+                    self._swap_out(engine, "ttl")
                 else:
                     self._look_at(due)
-
-
-def _may_be_victim(engine: Engine) -> bool:
-    if engine.pinned or engine.outs:
-        return False
-    if engine.state is EngineState.FAILED:
-        # Dead weight: a broken engine that may still hold bytes, and nothing worth keeping.
-        return engine.tier is Tier.DEVICE and not engine.suspended
-    return engine.state in SERVING

@@ -5,27 +5,34 @@ is brought in. An over-age waiter (older than `max_wait_s`) overrides it only on
 called for the engine are done: otherwise two engines whose swaps take longer than `max_wait_s`
 would evict each other for ever without one token in between. It also turns a drain into a
 preemption.
+
+An engine in the host tier is a victim like an idle one: what it parks makes room for others when
+it goes on to disk. One that is wanted back, or pinned, is asked only if nobody else can help.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swapserve.messages import PolicySpec
+from swapserve.messages import Footprint, PolicySpec
 from swapserve.scheduler.demand import Engine, Since
 from swapserve.states import EngineState
 
 MAX_BACKOFF_S = 60.0
+REFUSALS_MAX = 5
+"""So many bring-ins refused in a row end the patience of those who wait for the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine that could leave, what that would free, and from when it may."""
+    """An engine that could leave, what that would free on each device, and from when it may."""
 
     engine: Engine
-    size: int
+    sizes: Footprint
     from_time: float
     rank: tuple[int, float, int]
     """Lower leaves first."""
+    to_disk: bool = False
+    """It is off its devices already, and it is its place in RAM that is wanted."""
 
 
 def backoff(policy: PolicySpec, failures: int) -> float:
@@ -40,7 +47,7 @@ def over_age_at(policy: PolicySpec, since: Since) -> float:
 
 def victim_from(policy: PolicySpec, victim: Engine, since: Since) -> float:
     """Return from when the engine may leave for a wish of that age."""
-    if victim.state is EngineState.FAILED:
+    if victim.state is EngineState.FAILED or victim.parked:
         earliest = 0.0
     elif victim.idle:
         earliest = min(victim.guard_until, over_age_at(policy, since))
@@ -52,9 +59,11 @@ def victim_from(policy: PolicySpec, victim: Engine, since: Since) -> float:
 
 
 def victim_rank(victim: Engine) -> tuple[int, float, int]:
-    """Order victims: dead weight, idle by least recent use, draining already, busy longest."""
+    """Order victims: dead weight, idle by least recent use, draining, busy longest, wanted."""
     if victim.state is EngineState.FAILED:
         return (0, 0.0, victim.index)
+    if spared(victim):
+        return (4, victim.idle_since, victim.index)
     if victim.idle:
         return (1, victim.idle_since, victim.index)
     if victim.state is EngineState.DRAINING:
@@ -62,30 +71,35 @@ def victim_rank(victim: Engine) -> tuple[int, float, int]:
     return (3, victim.ready_since, victim.index)
 
 
-def choose(candidates: Sequence[Candidate], missing: int, now: float) -> list[Candidate]:
-    """Return who leaves to free `missing` bytes, best victims first; empty if not possible now.
+def spared(victim: Engine) -> bool:
+    """Return whether the engine leaves its place only if nothing else can make room."""
+    return victim.parked and (victim.pinned or victim.calling() is not None)
 
-    Nobody leaves who is not needed: an early victim is dropped when a later one frees enough.
+
+def choose(candidates: Sequence[Candidate], short: Footprint, now: float) -> list[Candidate]:
+    """Return who leaves to free so many bytes on each device; empty if not possible now.
+
+    Best victims come first. Nobody leaves who is not needed: an early victim is dropped when
+    later ones free enough.
     """
     chosen: list[Candidate] = []
-    total = 0
+    left = dict(short)
     for candidate in sorted(candidates, key=lambda one: one.rank):
-        if total >= missing:
+        if max(left.values()) <= 0:
             break
         if candidate.from_time <= now:
             chosen.append(candidate)
-            total += candidate.size
-    if total < missing:
+            left = {device: size - candidate.sizes.get(device, 0) for device, size in left.items()}
+    if max(left.values()) > 0:
         return []
     for candidate in reversed(tuple(chosen)):
-        if total - candidate.size >= missing:
+        without = {device: size + candidate.sizes.get(device, 0) for device, size in left.items()}
+        if max(without.values()) <= 0:
             chosen.remove(candidate)
-            total -= candidate.size
+            left = without
     return chosen
 
 
-def preempts(policy: PolicySpec, victim: Engine, since: Since, now: float) -> bool:
-    """Return whether a busy victim is swapped out in mid-request rather than waited for."""
-    if not victim.can_preempt:
-        return False
+def preempts(policy: PolicySpec, since: Since, now: float) -> bool:
+    """Return whether a busy victim that can be is swapped out in mid-request for such a wish."""
     return policy.busy == "preempt" or now >= over_age_at(policy, since)

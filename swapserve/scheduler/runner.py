@@ -27,6 +27,7 @@ from swapserve.messages import (
     Verb,
 )
 from swapserve.scheduler.core import Core
+from swapserve.states import Tier
 
 
 class EnginePort(Protocol):
@@ -35,8 +36,8 @@ class EnginePort(Protocol):
     def bring_in(self, engine: EngineName) -> None:
         """Restore the engine or cold start it."""
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str) -> None:
-        """Move it off its device with so many requests in flight."""
+    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
+        """Move it off its devices to that tier at most, with so many requests inside."""
 
     def stop(self, engine: EngineName) -> None:
         """End its process."""
@@ -143,7 +144,7 @@ class Runner:
             case BringIn():
                 self._engines.bring_in(effect.engine)
             case SwapOut():
-                self._engines.swap_out(effect.engine, effect.in_flight, effect.cause)
+                self._engines.swap_out(effect.engine, effect.in_flight, effect.cause, effect.to)
             case StopEngine():
                 self._engines.stop(effect.engine)
             case Drain():

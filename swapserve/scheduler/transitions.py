@@ -1,23 +1,28 @@
 """What the outcome of a transition, a crash or a measurement changes. Pure.
 
 Bytes are given back only when they were seen free: by `EngineLeft`, by `EngineExited` of an engine
-at rest, or by a `TransitionFailed` that ends on another tier than the device. An engine that exits
-in the middle of a transition loses its leases at once; its bytes follow with the transition's
-own answer, which always comes.
+at rest, or by a `TransitionFailed` that ends on another tier than the device. RAM that keeps the
+state in the host tier is given back when the engine serves again: until then the state is in both
+places, and a bring-in that was refused leaves it where it was. An engine that exits in the middle
+of a transition loses its leases at once; its bytes follow with the transition's own answer, which
+always comes.
 """
 
-from swapserve.errors import EngineUnavailable, IllegalTransition
+from swapserve.errors import DeviceBusy, EngineUnavailable, IllegalTransition
+from swapserve.ids import DeviceName
 from swapserve.messages import (
     EngineExited,
     EngineLeft,
     EngineReady,
     EngineSeen,
+    Footprint,
     FootprintMeasured,
     TransitionFailed,
 )
 from swapserve.scheduler import commands
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import BRINGING_IN, LEAVING, MOVING, SERVING, Engine
+from swapserve.scheduler.groups import uses
 from swapserve.states import EngineState, Tier
 
 RESTING = frozenset(
@@ -32,9 +37,12 @@ def seen(board: Board, event: EngineSeen) -> None:
     engine.state = EngineState.READY if draining else event.state
     engine.tier = event.tier
     engine.can_preempt = event.can_preempt
+    engine.can_dump = event.can_dump
     engine.ready_since = engine.idle_since = board.now
-    if event.footprint_bytes is not None:
-        engine.measure(event.footprint_bytes)
+    engine.moves_on = board.exclusive.intersection(engine.spec.devices)
+    engine.measure(event.footprint or {})
+    if engine.parked:
+        _park(board, engine, event.residue, event.host_bytes)
     if not engine.seen:
         engine.seen = True
         board.unseen -= 1
@@ -43,16 +51,17 @@ def seen(board: Board, event: EngineSeen) -> None:
     if board.unseen:
         return
     # Known footprints first: an unknown one then takes what is left, no more.
-    for one in sorted(board.engines.values(), key=lambda e: (e.need is None, e.index)):
+    for one in sorted(board.engines.values(), key=lambda e: (not e.known, e.index)):
         _adopt(board, one)
 
 
 def _adopt(board: Board, engine: Engine) -> None:
-    device = engine.spec.device
     resident = engine.state in SERVING | MOVING or engine.tier is Tier.DEVICE
-    if resident and not board.held(engine):
-        left = max(0, board.ledger.room(device))
-        board.ledger.commit(device, engine.name, left if engine.need is None else engine.need)
+    for device in engine.spec.devices if resident else ():
+        if not board.held(engine, device):
+            need = engine.need(device)
+            left = max(0, board.ledger.room(device))
+            board.ledger.commit(engine.name, {device: left if need is None else need})
     commands.run_queued(board, engine)
     board.touch(engine)
 
@@ -60,11 +69,14 @@ def _adopt(board: Board, engine: Engine) -> None:
 def ready(board: Board, event: EngineReady) -> None:
     """Take in that a bring-in succeeded, or that a swap-out was given up."""
     engine = board.engines[event.engine]
-    if engine.state not in BRINGING_IN | {EngineState.SWAPPING_OUT}:
+    # One that was on its way from the host tier further down has no room on its devices.
+    if engine.state not in BRINGING_IN | {EngineState.SWAPPING_OUT} or engine.parked:
         raise IllegalTransition(engine.name, engine.state, EngineState.READY, "engine ready")
-    charge = max(event.footprint_bytes, engine.need or 0)
-    engine.measure(event.footprint_bytes)
-    board.ledger.commit(engine.spec.device, engine.name, charge)
+    engine.measure(event.footprint)
+    board.ledger.commit(
+        engine.name, {device: _use(board, engine, device) for device in engine.spec.devices}
+    )
+    _leave_ram(board, engine)
     brought = engine.state in BRINGING_IN
     if brought:
         board.forgive(engine)
@@ -75,6 +87,28 @@ def ready(board: Board, event: EngineReady) -> None:
         board.fail_out(engine)
         board.answer(engine.outs, EngineUnavailable(engine.name, "The swap-out was given up."))
     _serve_again(board, engine, brought=brought)
+
+
+def _use(board: Board, engine: Engine, device: DeviceName) -> int:
+    """Return what to charge a resident engine: what it needs, else what it was promised."""
+    need = engine.need(device)
+    return board.held(engine, device) if need is None else need
+
+
+def _leave_ram(board: Board, engine: Engine) -> None:
+    if engine.spec.ram is not None:
+        board.ledger.release(engine.name, (engine.spec.ram,))
+
+
+def _park(board: Board, engine: Engine, residue: Footprint, host_bytes: int) -> None:
+    """Charge an engine that is off its devices what it still holds, and nothing else."""
+    board.ledger.commit(
+        engine.name, {device: residue.get(device, 0) for device in engine.spec.devices}
+    )
+    if engine.spec.ram is not None:
+        in_ram = host_bytes if engine.tier is Tier.HOST else 0
+        engine.host_measured = max(engine.host_measured, in_ram)
+        board.ledger.commit(engine.name, {engine.spec.ram: in_ram})
 
 
 def _serve_again(board: Board, engine: Engine, *, brought: bool) -> None:
@@ -99,12 +133,19 @@ def left(board: Board, event: EngineLeft) -> None:
     engine = board.engines[event.engine]
     if engine.state not in LEAVING:
         raise IllegalTransition(engine.name, engine.state, EngineState.SWAPPED_OUT, "engine left")
+    before = _held(board, engine) if engine.parked else None
     stopped = engine.state is EngineState.STOPPING
     engine.state = EngineState.STOPPED if stopped else EngineState.SWAPPED_OUT
     engine.tier = event.tier
-    engine.out_failures = 0
-    engine.out_retry_at = 0.0
-    board.ledger.release(engine.spec.device, engine.name)
+    if stopped:
+        board.ledger.release(engine.name, uses(engine.spec))
+    else:
+        _park(board, engine, event.residue, event.host_bytes)
+    if before is not None and _held(board, engine) >= before:
+        board.fail_out(engine)  # further down, and nobody gained by it
+    else:
+        engine.out_failures = 0
+        engine.out_retry_at = 0.0
     if event.leases_lost:
         board.lose_suspended(
             engine, EngineUnavailable(engine.name, f"'{engine.name}' ended in mid-answer.")
@@ -118,24 +159,28 @@ def left(board: Board, event: EngineLeft) -> None:
     board.touch(engine)
 
 
+def _held(board: Board, engine: Engine) -> int:
+    return sum(board.ledger.committed(device, engine.name) for device in uses(engine.spec))
+
+
 def failed(board: Board, event: TransitionFailed) -> None:
     """Take in that a transition ended badly."""
     engine = board.engines[event.engine]
-    if engine.state not in MOVING:
+    serves = event.state is EngineState.READY
+    if engine.state not in MOVING or (serves and engine.parked):
         raise IllegalTransition(engine.name, engine.state, event.state, str(event.error))
     was = engine.state
+    _balance_failed(board, engine, event)
     engine.state = event.state if event.state in RESTING else EngineState.FAILED
     engine.tier = event.tier
-    if engine.state is EngineState.READY or event.tier is Tier.DEVICE:
-        size = board.held(engine) or engine.need or 0
-        board.ledger.commit(engine.spec.device, engine.name, size)
-    else:
-        board.ledger.release(engine.spec.device, engine.name)
     if event.leases_lost:
         board.lose_granted(engine, event.error)
     if was in BRINGING_IN:
-        board.fail_in(engine, event.error, refusing=True)
-        board.refuse_waiting(engine, event.error)
+        if _refused(event):
+            board.refuse_in(engine, event.error)
+        else:
+            board.fail_in(engine, event.error, refusing=True)
+            board.refuse_waiting(engine, event.error)
         board.answer(engine.ins, event.error)
     else:
         board.fail_out(engine)
@@ -144,6 +189,34 @@ def failed(board: Board, event: TransitionFailed) -> None:
         board.answer(engine.outs, event.error)
         board.answer(engine.stops, event.error)
     _settle(board, engine)
+
+
+def _refused(event: TransitionFailed) -> bool:
+    """Return whether nothing was tried, so that its requests lose nothing by another try."""
+    untouched = event.tier is not Tier.DEVICE and not event.leases_lost
+    return untouched and isinstance(event.error, DeviceBusy)
+
+
+def _balance_failed(board: Board, engine: Engine, event: TransitionFailed) -> None:
+    """Bring the books in line with where a failed transition left the engine."""
+    name, devices, ram = engine.name, engine.spec.devices, engine.spec.ram
+    if event.state is EngineState.READY or event.tier is Tier.DEVICE:
+        sizes = {d: board.held(engine, d) or engine.need(d) or 0 for d in devices}
+        board.ledger.commit(name, sizes)
+        if event.state is EngineState.READY:
+            _leave_ram(board, engine)
+        elif ram is not None:  # nobody knows how much of its state is there
+            board.ledger.commit(name, {ram: board.held(engine, ram)})
+    elif event.tier is engine.tier and (
+        event.tier is not Tier.NONE or event.state is EngineState.SWAPPED_OUT
+    ):
+        board.ledger.cancel(name, uses(engine.spec))  # it is where it was
+    else:
+        board.ledger.release(name, devices)
+        if ram is not None and event.tier is not Tier.HOST:
+            board.ledger.release(name, (ram,))
+        elif ram is not None:
+            board.ledger.commit(name, {ram: board.held(engine, ram)})
 
 
 def _settle(board: Board, engine: Engine) -> None:
@@ -160,14 +233,15 @@ def _settle(board: Board, engine: Engine) -> None:
 def exited(board: Board, event: EngineExited) -> None:
     """Take in that a process ended on its own."""
     engine = board.engines[event.engine]
-    processless = engine.state is EngineState.SWAPPED_OUT and engine.tier is not Tier.HOST
+    lives = engine.tier is Tier.HOST or _held(board, engine)
+    processless = engine.state is EngineState.SWAPPED_OUT and not lives
     if engine.state is EngineState.STOPPED or processless:
         return  # a late report of a process that was ended on purpose
     board.lose_granted(engine, event.error)
     board.touch(engine)
     if engine.state in MOVING:
         return  # the transition's own answer says what is left
-    board.ledger.release(engine.spec.device, engine.name)
+    board.ledger.release(engine.name, uses(engine.spec))
     if engine.state is not EngineState.FAILED:  # else it has been counted already
         board.fail_in(engine, event.error, refusing=False)
     engine.state = EngineState.FAILED
@@ -182,8 +256,13 @@ def measured(board: Board, event: FootprintMeasured) -> None:
     engine = board.engines[event.engine]
     if engine.state not in SERVING or board.unseen:
         return
-    before = engine.need
-    engine.measure(event.footprint_bytes)
-    if engine.need is not None and engine.need != before:
-        board.ledger.commit(engine.spec.device, engine.name, engine.need)
+    before = {device: engine.need(device) for device in engine.spec.devices}
+    engine.measure(event.footprint)
+    grown = {
+        device: need
+        for device, old in before.items()
+        if (need := engine.need(device)) is not None and need != old
+    }
+    if grown:
+        board.ledger.commit(engine.name, grown)
         board.touch(engine)

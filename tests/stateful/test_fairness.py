@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from swapserve.ids import EngineName, LeaseId
 from swapserve.messages import BringIn, Tick
 from swapserve.states import LeaseState
-from tests.stateful.world import World, engine
+from tests.stateful.world import DEVICE, World, engine, gpu, host
 
 L = LeaseState
 NAMES = "abcd"
@@ -108,6 +108,64 @@ def test_nobody_waits_past_the_bound(
     specs = [engine(name, size) for name, size in zip(NAMES, sizes, strict=True)]
     world = World(*specs, busy=busy, quantum=QUANTUM, max_wait=MAX_WAIT, queue_limit=10**6)
     assert Traffic(world, arrivals).longest_wait() <= BOUND
+
+
+GPUS = ("g0", "g1", "g2", "g3")
+SPANS = {"a": ("g0",), "b": ("g1",), "c": ("g0", "g1"), "d": ("g1", "g2"), "e": ("g3",), "f": GPUS}
+# On one GPU whoever leaves does so after the others, so a turn takes a swap out for each of them;
+# wishes go by age, so each other engine has one turn before.
+GPU_TURN = MAX_WAIT + QUANTUM + (len(SPANS) + 1) * SWAP
+GPU_BOUND = len(SPANS) * GPU_TURN
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([3, 5, 7, 10]), min_size=6, max_size=6),
+    ram=st.sampled_from([10, 30, 200]),
+    busy=st.sampled_from(["preempt", "drain"]),
+    arrivals=st.lists(
+        st.tuples(
+            st.floats(0, 200).map(lambda t: round(t, 1)),
+            st.sampled_from([*SPANS, "cpu"]),
+            st.floats(0.1, LONGEST).map(lambda t: round(t, 1)),
+        ),
+        min_size=30,
+        max_size=150,
+    ),
+)
+def test_nobody_waits_past_the_bound_on_four_gpus(
+    sizes: list[int], ram: int, busy: str, arrivals: list[tuple[float, str, float]]
+) -> None:
+    specs = [
+        engine(name, size, device=devices, ram=DEVICE)
+        for (name, devices), size in zip(SPANS.items(), sizes, strict=True)
+    ]
+    world = World(
+        *specs,
+        engine("cpu", 6),
+        devices=[host(ram), *map(gpu, GPUS)],
+        busy=busy,
+        quantum=QUANTUM,
+        max_wait=MAX_WAIT,
+        queue_limit=10**6,
+    )
+    assert Traffic(world, arrivals).longest_wait() <= GPU_BOUND
+
+
+def test_streams_for_single_gpus_do_not_starve_an_engine_on_all_of_them() -> None:
+    singles = [engine(name, 6, device=name) for name in GPUS]
+    world = World(
+        engine("all", 6, device=GPUS),
+        *singles,
+        devices=[*map(gpu, GPUS)],
+        quantum=QUANTUM,
+        max_wait=MAX_WAIT,
+        queue_limit=10**6,
+    )
+    arrivals = [(i * 0.5, GPUS[i % 4], 3.0) for i in range(400)]
+    wide = [(10.0, "all", 1.0), (90.0, "all", 1.0)]
+    # One quantum of each at the same time, then out and in.
+    assert Traffic(world, arrivals + wide).longest_wait() <= QUANTUM + 2 * SWAP + MAX_WAIT
 
 
 def test_a_steady_stream_for_one_engine_does_not_starve_another() -> None:

@@ -1,10 +1,10 @@
 """A world around the scheduler core that believes nothing: every effect is checked as it comes."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from swapserve.errors import EngineCrashed, StartFailed, SwapError, SwapServeError
+from swapserve.errors import DeviceBusy, EngineCrashed, StartFailed, SwapError, SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.messages import (
     BringIn,
@@ -42,25 +42,36 @@ from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
 S = EngineState
 L = LeaseState
 DEVICE = DeviceName("ram")
+Transition = BringIn | SwapOut | StopEngine
 
 
 def engine(
     name: str,
     memory: int | None = 6,
     *,
-    device: str = DEVICE,
+    device: str | Sequence[str] = DEVICE,
+    ram: str | None = None,
     pin: bool = False,
     preload: bool = False,
     ttl: float | None = None,
 ) -> EngineSpec:
     return EngineSpec(
         name=EngineName(name),
-        device=DeviceName(device),
+        devices=tuple(map(DeviceName, [device] if isinstance(device, str) else device)),
         memory_bytes=memory,
         pin=pin,
         preload=preload,
         ttl_s=ttl,
+        ram=None if ram is None else DeviceName(ram),
     )
+
+
+def gpu(name: str, capacity: int = 10) -> DeviceSpec:
+    return DeviceSpec(name=DeviceName(name), capacity_bytes=capacity, exclusive=True)
+
+
+def host(capacity: int = 10) -> DeviceSpec:
+    return DeviceSpec(name=DEVICE, capacity_bytes=capacity)
 
 
 @dataclass
@@ -104,13 +115,23 @@ class World:
         self.states = dict.fromkeys(self.specs, S.STOPPED)
         self.tiers = dict.fromkeys(self.specs, Tier.NONE)
         self.pinned = {spec.name: spec.pin for spec in specs}
-        self.pending: dict[EngineName, BringIn | SwapOut | StopEngine] = {}
+        self.can_preempt = dict.fromkeys(self.specs, can_preempt)
+        self.can_dump = dict.fromkeys(self.specs, True)
+        self.residue: dict[EngineName, dict[DeviceName, int]] = {name: {} for name in self.specs}
+        self.unseen = set(self.specs)
+        self.in_ram = dict.fromkeys(self.specs, 0)
+        """Bytes of RAM that an engine in the host tier holds."""
+        self.most_in_ram = dict.fromkeys(self.specs, 0)
+        self.exclusive = {device.name for device in self.devices if device.exclusive}
+        self.pending: dict[EngineName, Transition] = {}
+        self.touching: dict[EngineName, set[DeviceName]] = {}
+        """GPUs that the transitions under way touch."""
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.live: dict[LeaseId, None] = {}
         self.outcomes: dict[CommandId, SwapServeError | None] = {}
         self.asked: set[CommandId] = set()
         self.log: list[Effect] = []
-        self.exact = True
+        self.exact = all(spec.memory_bytes is not None for spec in specs)
         """Every footprint was known and none was exceeded, so use can be checked from outside."""
         self.dead: set[EngineName] = set()
         """Engines whose process exited during the transition under way."""
@@ -125,6 +146,8 @@ class World:
         effects = self.core.handle(event, self.now)
         for effect in effects:
             self._take(effect)
+            if isinstance(effect, LoseLease):
+                self._check_loss(self.leases[effect.lease].engine, event, effects)
         self.log += effects
         self._check()
         return effects
@@ -137,16 +160,26 @@ class World:
         footprint: int | None = None,
         *,
         can_preempt: bool = True,
+        can_dump: bool = True,
+        in_ram: int = 0,
+        residue: Mapping[str, int] | None = None,
     ) -> list[Effect]:
         key = EngineName(name)
+        self.unseen.discard(key)
         self.states[key], self.tiers[key] = state, tier
+        self.can_preempt[key], self.can_dump[key] = can_preempt, can_dump
+        self.exact = self.exact and footprint in {None, self.specs[key].memory_bytes}
+        self._rests(key, in_ram, residue)
         return self.send(
             EngineSeen(
                 engine=key,
                 state=state,
                 tier=tier,
-                footprint_bytes=footprint,
+                footprint=None if footprint is None else self._spread(key, footprint),
                 can_preempt=can_preempt,
+                can_dump=can_dump,
+                host_bytes=in_ram,
+                residue=self.residue[key],
             )
         )
 
@@ -172,20 +205,46 @@ class World:
         size = self.specs[key].memory_bytes if footprint is None else footprint
         self.exact = self.exact and footprint is None and size is not None
         self.states[key], self.tiers[key] = S.READY, Tier.DEVICE
+        self._rests(key)
         self.dead.discard(key)
-        return self.send(EngineReady(engine=key, footprint_bytes=size or 0, seconds=1.0))
+        footprint_of = self._spread(key, size or 0)
+        return self.send(EngineReady(engine=key, footprint=footprint_of, seconds=1.0))
 
-    def left(self, name: str, tier: Tier = Tier.DISK, *, lost: bool = False) -> list[Effect]:
+    def left(
+        self,
+        name: str,
+        tier: Tier | None = None,
+        *,
+        lost: bool = False,
+        in_ram: int | None = None,
+        residue: Mapping[str, int] | None = None,
+    ) -> list[Effect]:
+        """Let it leave, by default to the highest tier that it may go to, in full size."""
         key = EngineName(name)
-        was = self.pending.pop(key)
+        was = self.pending[key]
         assert not isinstance(was, BringIn)
-        stopped = isinstance(was, StopEngine)
-        self.states[key] = S.STOPPED if stopped else S.SWAPPED_OUT
-        self.tiers[key] = Tier.NONE if stopped else tier
         lost = lost or key in self.dead
+        if isinstance(was, StopEngine) or key in self.dead:
+            tier = Tier.NONE
+        elif tier is None:
+            tier = was.to
+        size = self.bound(key) if in_ram is None else in_ram
+        size = size if tier is Tier.HOST and self.specs[key].ram is not None else 0
+        self.exact = self.exact and size <= self.bound(key)
+        del self.pending[key]
+        self.states[key] = S.STOPPED if isinstance(was, StopEngine) else S.SWAPPED_OUT
+        self.tiers[key] = tier
+        self._rests(key, size, None if tier is Tier.NONE else residue)
         self.dead.discard(key)
         return self.send(
-            EngineLeft(engine=key, tier=self.tiers[key], seconds=1.0, leases_lost=lost)
+            EngineLeft(
+                engine=key,
+                tier=tier,
+                seconds=1.0,
+                leases_lost=lost,
+                host_bytes=size,
+                residue=self.residue[key],
+            )
         )
 
     def fail(
@@ -195,18 +254,33 @@ class World:
         tier: Tier = Tier.NONE,
         *,
         lost: bool = False,
+        error: SwapServeError | None = None,
     ) -> list[Effect]:
         key = EngineName(name)
+        bound = self.bound(key)
         was = self.pending.pop(key)
+        if state is S.FAILED and tier is Tier.DEVICE:
+            self._rests(key, bound)  # wherever its state may be, nothing was seen free
+        elif tier is not self.tiers[key] or state is S.READY:
+            self._rests(key, bound if tier is Tier.HOST else 0)
         self.states[key], self.tiers[key] = state, tier
         lost = lost or key in self.dead
         self.dead.discard(key)
-        error: SwapServeError = SwapError(key, "dump", "no space left")
-        if isinstance(was, BringIn):
-            error = StartFailed(key, "unhealthy")
+        if error is None:
+            error = SwapError(key, "dump", "no space left")
+            if isinstance(was, BringIn):
+                error = StartFailed(key, "unhealthy")
         return self.send(
             TransitionFailed(engine=key, error=error, state=state, tier=tier, leases_lost=lost)
         )
+
+    def refuse(self, name: str) -> list[Effect]:
+        """Refuse a bring-in: a GPU has less free memory than planned, and nothing was tried."""
+        key = EngineName(name)
+        assert isinstance(self.pending[key], BringIn)
+        tier = self.tiers[key]
+        state = S.FAILED if self.states[key] is S.STARTING else S.SWAPPED_OUT
+        return self.fail(name, state, tier, error=DeviceBusy(key, "GPU-0", 6, 5))
 
     def crash(self, name: str) -> list[Effect]:
         key = EngineName(name)
@@ -214,11 +288,13 @@ class World:
             self.dead.add(key)
         else:
             self.states[key], self.tiers[key] = S.FAILED, Tier.NONE
+            self._rests(key)
         return self.send(EngineExited(engine=key, error=EngineCrashed(key, "SIGSEGV")))
 
     def measure(self, name: str, footprint: int) -> list[Effect]:
         self.exact = False
-        return self.send(FootprintMeasured(engine=EngineName(name), footprint_bytes=footprint))
+        key = EngineName(name)
+        return self.send(FootprintMeasured(engine=key, footprint=self._spread(key, footprint)))
 
     def command(self, verb: Verb, name: str) -> CommandId:
         command = CommandId(f"c{next(self.numbers)}")
@@ -278,7 +354,7 @@ class World:
         return [
             f"{words[type(effect)]} {effect.engine}"
             for effect in self.log
-            if isinstance(effect, BringIn | SwapOut | StopEngine)
+            if isinstance(effect, Transition)
         ]
 
     # ------------------------------------------------------------------ checks
@@ -317,18 +393,15 @@ class World:
         lease.state = after
         lease.since = self.now
 
-    def _move(self, effect: BringIn | SwapOut | StopEngine | Drain) -> None:
+    def _move(self, effect: Transition | Drain) -> None:
         name = effect.engine
         old = self.states[name]
-        running = self.on(name, L.ACTIVE)
         match effect:
             case BringIn():
                 new = S.STARTING if self.tiers[name] is Tier.NONE else S.SWAPPING_IN
-                self._check_room(name)
             case SwapOut():
                 new = S.SWAPPING_OUT
-                assert not running, "swapped out under requests that were not suspended"
-                assert effect.in_flight == len(self.on(name, L.SUSPENDED))
+                self._check_survivors(effect)
             case StopEngine():
                 new = S.STOPPING
                 assert not self.on(name, L.ACTIVE, L.SUSPENDED), "stopped under its requests"
@@ -336,25 +409,106 @@ class World:
                 new = S.DRAINING if effect.on else S.READY
         assert new in TRANSITIONS[old], f"{effect} while the engine is {old}"
         assert name not in self.pending, f"{effect} during {self.pending[name]}"
-        self.states[name] = new
         if not isinstance(effect, Drain):
+            self._check_turn(effect)
             self.pending[name] = effect
+            self._check_room(name)
+        self.states[name] = new
+
+    def _check_survivors(self, effect: SwapOut) -> None:
+        name = effect.engine
+        assert not self.on(name, L.ACTIVE), "swapped out under requests that were not suspended"
+        assert effect.in_flight == len(self.on(name, L.SUSPENDED))
+        if effect.in_flight:
+            assert self.can_preempt[name]
+            assert self.can_dump[name] or effect.to is Tier.HOST, "they do not survive on disk"
+        if effect.to is Tier.HOST:
+            assert self.specs[name].ram is not None
+
+    def _check_turn(self, effect: Transition) -> None:
+        """At most one transition at a time touches a GPU."""
+        name = effect.engine
+        for other in set(self.touching) - set(self.pending):
+            del self.touching[other]
+        touched = {
+            device
+            for device in self.exclusive.intersection(self.specs[name].devices)
+            if isinstance(effect, BringIn)
+            or self.tiers[name] is Tier.DEVICE
+            or self.residue[name].get(device)
+        }
+        for other, busy in self.touching.items():
+            assert not busy & touched, f"{effect} during {self.pending[other]}"
+        self.touching[name] = touched
 
     def _check_room(self, name: EngineName) -> None:
-        spec = self.specs[name]
-        if not self.exact or spec.memory_bytes is None:
+        """Whatever begins to move has its place on every device, whoever else is there."""
+        if not self.exact:
             return
-        capacity = next(d.capacity_bytes for d in self.devices if d.name == spec.device)
-        used = sum(
-            other.memory_bytes or 0
-            for other in self.specs.values()
-            if other.name != name and other.device == spec.device and self.occupies(other.name)
-        )
-        assert used + spec.memory_bytes <= capacity, f"{name} comes in over {used} of {capacity}"
+        for device in self.devices:
+            used = sum(self.use(other, device.name) for other in self.specs)
+            assert used <= device.capacity_bytes, f"{name} moves, {used} used of {device}"
+
+    def _check_loss(self, name: EngineName, event: Event, effects: list[Effect]) -> None:
+        """A granted lease is lost with its process, or to an operator's stop, and never else."""
+        told = isinstance(event, EngineLeft | TransitionFailed) and event.leases_lost
+        gone = (told or isinstance(event, EngineExited)) and getattr(event, "engine", None) == name
+        stopped = any(isinstance(e, StopEngine) and e.engine == name for e in effects)
+        assert gone or stopped, f"a lease lost after {event}"
+
+    # ------------------------------------------------------------------- bytes
+
+    def _spread(self, name: EngineName, size: int) -> dict[DeviceName, int]:
+        return dict.fromkeys(self.specs[name].devices, size)
+
+    def _rests(
+        self, name: EngineName, in_ram: int = 0, residue: Mapping[str, int] | None = None
+    ) -> None:
+        self.in_ram[name] = in_ram if self.specs[name].ram is not None else 0
+        self.most_in_ram[name] = max(self.most_in_ram[name], self.in_ram[name])
+        self.residue[name] = {DeviceName(d): size for d, size in (residue or {}).items() if size}
+
+    def bound(self, name: EngineName) -> int:
+        """Return the bytes of RAM that are its own at the end of the transition under way."""
+        was = self.pending.get(name)
+        if not isinstance(was, SwapOut) or was.to is not Tier.HOST:
+            return self.in_ram[name]
+        held = sum(self.on_device(name, device) for device in self.specs[name].devices)
+        return max(held + self.in_ram[name], self.most_in_ram[name])
+
+    def on_device(self, name: EngineName, device: DeviceName) -> int:
+        """Return the bytes that are in use on one of its own devices."""
+        if self.tiers[name] is Tier.DEVICE:
+            return self.specs[name].memory_bytes or 0
+        return self.residue[name].get(device, 0)
+
+    def use(self, name: EngineName, device: DeviceName) -> int:
+        """Return the bytes of the device that the engine holds or has been promised."""
+        spec = self.specs[name]
+        size = self.bound(name) if device == spec.ram else 0
+        if device not in spec.devices:
+            return size
+        if self.occupies(name):
+            return size + (spec.memory_bytes or 0)
+        return size + self.on_device(name, device)
 
     def occupies(self, name: EngineName) -> bool:
         bringing_in = isinstance(self.pending.get(name), BringIn)
         return bringing_in or self.tiers[name] is Tier.DEVICE
+
+    def _check_books(self) -> None:
+        """The ledger's figures are those of the machine, on every device."""
+        accounts = self.core.devices()
+        for device in (device.name for device in self.devices):
+            in_use = promised = 0
+            for name, spec in self.specs.items():
+                mine = self.in_ram[name] if device == spec.ram else 0
+                mine += self.on_device(name, device) if device in spec.devices else 0
+                in_use += mine
+                promised += self.use(name, device) - mine
+            account = accounts[device]
+            assert account.committed_bytes == in_use, f"{device}: {account}, in use {in_use}"
+            assert account.reserved_bytes >= promised, f"{device}: {account}, {promised} promised"
 
     def _check(self) -> None:
         for account in self.core.devices().values():
@@ -364,6 +518,8 @@ class World:
             used = account.reserved_bytes + account.committed_bytes
             assert used <= account.capacity_bytes
             assert not (self.exact and account.excess_bytes)
+        if self.exact and not self.unseen:
+            self._check_books()
         for name, state in self.states.items():
             assert self.core.state(name) is state
             assert self.core.pinned(name) == self.pinned[name]

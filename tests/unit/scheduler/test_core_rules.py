@@ -16,7 +16,7 @@ from swapserve.errors import (
 from swapserve.ids import EngineName
 from swapserve.messages import Drain, EngineReady, GrantLease, SwapOut
 from swapserve.states import EngineState, LeaseState, Tier
-from tests.stateful.world import World, engine
+from tests.stateful.world import DEVICE, World, engine
 
 L = LeaseState
 S = EngineState
@@ -350,7 +350,7 @@ def test_an_unknown_footprint_takes_the_whole_device_until_it_is_measured() -> N
     assert world.transitions() == ["in a", "in b"]
     world.settle()
     assert world.state(waiter) is L.ACTIVE
-    assert world.core.footprint(EngineName("a")) == 5
+    assert world.core.footprint(EngineName("a")) == {DEVICE: 5}
 
 
 def test_use_beyond_the_plan_evicts_idle_others() -> None:
@@ -484,9 +484,7 @@ def test_an_unknown_model_is_refused() -> None:
 def test_an_outcome_that_answers_nothing_is_a_bug_and_raises() -> None:
     world = World(engine("a"))
     with pytest.raises(IllegalTransition):
-        world.core.handle(
-            EngineReady(engine=EngineName("a"), footprint_bytes=1, seconds=0.0), world.now
-        )
+        world.core.handle(EngineReady(engine=EngineName("a"), footprint={}, seconds=0.0), world.now)
 
 
 def test_bytes_that_leave_for_one_are_not_counted_on_by_the_next() -> None:

@@ -11,7 +11,7 @@ from swapserve.messages import EngineLeft, EngineReady, EngineSeen, LeaseRequest
 from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
 from swapserve.states import EngineState, Tier
-from tests.stateful.world import World, engine
+from tests.stateful.world import DEVICE, World, engine
 
 A = EngineName("a")
 
@@ -36,10 +36,10 @@ class Ports:
 
     def bring_in(self, engine: EngineName) -> None:
         self._tell(f"in {engine}")
-        self.runner.post(EngineReady(engine=engine, footprint_bytes=6, seconds=0.0))
+        self.runner.post(EngineReady(engine=engine, footprint={DEVICE: 6}, seconds=0.0))
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str) -> None:
-        self._tell(f"out {engine} {in_flight} {cause}")
+    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
+        self._tell(f"out {engine} {in_flight} {cause}, to {to}")
         self.runner.post(EngineLeft(engine=engine, tier=Tier.DISK, seconds=0.0))
 
     def stop(self, engine: EngineName) -> None:
@@ -76,7 +76,7 @@ def build(ports: Ports, *, quantum: float = 0.05) -> Runner:
                 engine=spec.name,
                 state=EngineState.STOPPED,
                 tier=Tier.NONE,
-                footprint_bytes=None,
+                footprint=None,
                 can_preempt=True,
             )
         )
@@ -105,7 +105,7 @@ def test_effects_go_through_the_ports_and_the_timer_rings() -> None:
             "in a",
             "granted 1",
             "suspended 1",
-            "out a 1 room for b",
+            "out a 1 room for b, to disk",
             "in b",
         ]
 
