@@ -3,6 +3,7 @@
 import asyncio
 import stat
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from tests.support.cuda_target import target
 from tests.support.gpu import libraries
 
 pytestmark = pytest.mark.anyio
-OLD = {"api": False, "driver": "565.57.01", "cuda": 12070}
+OLD: dict[str, Any] = {"api": False, "driver": "565.57.01", "cuda": 12070}
 
 
 def by_program() -> list[tuple[str, Path]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -184,9 +185,9 @@ async def test_after_a_deadline_the_worker_is_killed_and_nothing_is_tried_again(
             assert here.made("checkpoint", one) == [one.pid]
 
 
-async def pid_of_next(workers: Workers) -> int:
-    async with workers.lease() as worker:
-        return worker.pid
+async def pids_of_next(workers: Workers) -> set[int]:
+    async with workers.lease() as one, workers.lease() as other:
+        return {one.pid, other.pid}
 
 
 async def whole_cycle(worker: Worker, ref: ProcessRef) -> None:
@@ -225,14 +226,11 @@ async def test_a_worker_killed_from_outside_is_replaced(
         with target(here.gpu.env) as one:
             async with here.workers.lease() as worker:
                 pid = worker.pid
-            os.kill(pid, signal.SIGKILL)  # while it is idle
-            while not _zombie(pid):
-                pass  # without letting the event loop hear of it
+            with os.fdopen(os.pidfd_open(pid)) as pidfd:
+                os.kill(pid, signal.SIGKILL)
+                # It is idle, and the event loop does not hear of its end before it is lent.
+                select.select([pidfd], [], [], 10)
             assert await here.states(one) == [CudaState.RUNNING]
-
-
-def _zombie(pid: int) -> bool:
-    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 async def test_a_call_whose_caller_was_cancelled_goes_on_and_its_worker_is_not_lent(
@@ -257,7 +255,7 @@ async def test_a_call_whose_caller_was_cancelled_goes_on_and_its_worker_is_not_l
                 # A look waits for the end of what is under way.
                 assert await worker.state(one.ref) is CudaState.LOCKED
                 async with asyncio.timeout(10):
-                    while await pid_of_next(here.workers) not in pids:  # noqa: ASYNC110
+                    while pids[0] not in await pids_of_next(here.workers):  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
 
 

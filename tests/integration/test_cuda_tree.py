@@ -655,9 +655,10 @@ async def test_an_older_driver_cannot_do_that_and_nothing_is_tried(
         with target(here.gpu.env) as one:
             moved = await here.suspended(one)
             tree = here.tree(one)
+            first, second = here.gpu.uuids
             with pytest.raises(CudaError, match="580 is the first") as error:
                 await tree.resume(
-                    moved.processes, moved.device_bytes, Phases(), pairs=[here.gpu.uuids]
+                    moved.processes, moved.device_bytes, Phases(), pairs=[(first, second)]
                 )
             assert not error.value.lost
             assert await here.states(one) == [AWAY]
@@ -674,9 +675,10 @@ async def test_a_gpu_of_another_kind_is_not_tried(
         with target(here.gpu.env) as one:
             moved = await here.suspended(one)
             tree = here.tree(one)
+            first, second = here.gpu.uuids
             with pytest.raises(CudaError, match="not of the kind") as error:
                 await tree.resume(
-                    moved.processes, moved.device_bytes, Phases(), pairs=[here.gpu.uuids]
+                    moved.processes, moved.device_bytes, Phases(), pairs=[(first, second)]
                 )
             assert not error.value.lost
             assert await here.states(one) == [AWAY]
