@@ -26,6 +26,7 @@ from typing import Any
 
 from swapserve.config.recipes import launch_argv, launch_env, launch_read_only_paths
 from swapserve.config.schema import ModelConfig
+from swapserve.system.mounts import mounts_below
 
 CACHE_DIR = "/cache"
 LOG_DIR = "/log"
@@ -67,6 +68,8 @@ class SandboxSpec:
     cgroups: tuple[str, ...]
     binds: tuple[Bind, ...]
     tmpfs: dict[str, str]
+    keeps_rights: bool = False
+    """For a program that builds a container itself, and drops its own rights."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the wire form."""
@@ -196,11 +199,14 @@ def _binds(
     shown |= _program_places(Path(argv[0]))
     shown |= {Path(word) for word in model.args if word.startswith("/") and Path(word).exists()}
     shown |= set(launch_read_only_paths(model))
-    shown |= _model_places(model)
+    shown |= model_places(model)
     outermost = {
         path for path in shown if path.exists() and not any(up in shown for up in path.parents)
     }
     binds = [Bind(source=str(path), target=str(path), read_only=True) for path in sorted(outermost)]
+    if model.gpus:  # the driver's files may be mounts of their own, which a bind does not show
+        below = [str(path) for path in mounts_below(outermost)]
+        binds += [Bind(source=path, target=path, read_only=True) for path in below]
     devices = [f"/dev/{name}" for name in _DEVICES]
     if model.gpus:
         devices += [str(path) for path in (*sorted(Path("/dev").glob("nvidia*")), *gpu_paths)]
@@ -227,7 +233,8 @@ def _program_places(program: Path) -> set[Path]:
     return places
 
 
-def _model_places(model: ModelConfig) -> set[Path]:
+def model_places(model: ModelConfig) -> set[Path]:
+    """Return the directories and files that the model is in, links followed."""
     if model.model is None:
         return set()
     path = Path(model.model)

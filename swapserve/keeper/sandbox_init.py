@@ -73,10 +73,11 @@ def _become_engine(spec: dict[str, Any], failures: int) -> None:
         _redirect(spec["log"])
         _step("drop privileges")
         os.umask(0o077)
-        linux.set_no_new_privs()
-        linux.deny_syscalls(linux.IO_URING_SYSCALLS)
-        if os.geteuid() == 0:
-            linux.drop_all_capabilities()
+        if not spec["keeps_rights"]:
+            linux.set_no_new_privs()
+            linux.deny_syscalls(linux.IO_URING_SYSCALLS)
+            if os.geteuid() == 0:
+                linux.drop_all_capabilities()
         _step(f"execute {spec['argv'][0]}")
         os.chdir(spec["cwd"])
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - an argv list
@@ -98,7 +99,7 @@ def _build_root(spec: dict[str, Any]) -> None:
         target = Path(root + bound["target"])
         if Path(bound["source"]).is_dir():
             target.mkdir(parents=True, exist_ok=True)
-        else:
+        elif not target.exists():  # it may be there, and read-only
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
         linux.bind(bound["source"], str(target), read_only=bound["read_only"])

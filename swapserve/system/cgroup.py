@@ -61,6 +61,13 @@ class Cgroup:
             while wanted not in (self.path / "cgroup.events").read_text().splitlines():  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
 
+    def frozen(self) -> bool:
+        """Whether all of it is frozen, by this group or one above it; False if it is gone."""
+        try:
+            return "frozen 1" in (self.path / "cgroup.events").read_text().splitlines()
+        except OSError:
+            return False
+
     def kill(self) -> bool:
         """Send SIGKILL to everything in it, frozen or not; False if it cannot be done this way."""
         try:
@@ -80,3 +87,20 @@ class Cgroup:
             self.path.rmdir()
         except OSError:
             return  # busy: a process is still ending; the next start of a keeper sweeps it
+
+
+def group_of(pid: int) -> Cgroup | None:
+    """Return the v2 group that a process is in; None if that is the root, or cannot be told.
+
+    A group above this process's own cgroup namespace cannot be told: its path begins with `/..`.
+    """
+    mount = mount_point()
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    path = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    if mount is None or path == "/" or path.startswith("/.."):
+        return None
+    group = Cgroup(mount / path.lstrip("/"))
+    return group if group.path.is_dir() else None
