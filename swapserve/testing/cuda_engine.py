@@ -153,22 +153,19 @@ def _add_dialect(app: web.Application, options: Options, part: VramPart) -> None
     app.add_routes(dialects.routes(which, part, habits=habits, name=options.name))
 
 
-async def _first_answer(late: Link) -> None:
-    late.send({"do": "about"})
-    await late.answer()
-
-
 async def _run(options: Options) -> None:
     ranks = [options.rank(number) for number in range(options.ranks)]
     late_options = options.late()
     async with VramPart.started(ranks) as part, asyncio.TaskGroup() as tasks:
         late = await Link.start(late_options) if late_options else None
-        waiting = tasks.create_task(_first_answer(late)) if late else None
+        if late is not None:
+            late.send({"do": "about"})
+        watching = tasks.create_task(part.watch(late)) if late else None
         app = CudaEngine(options, part, late).app()
         _add_dialect(app, options, part)
         await serve(app, options, asyncio.Event())
-        if late is not None and waiting is not None:
-            waiting.cancel()
+        if late is not None and watching is not None:
+            watching.cancel()
             await late.close()
 
 

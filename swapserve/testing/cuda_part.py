@@ -55,6 +55,7 @@ class Link:
         """Whether it has initialised CUDA: it answers nothing before."""
         self._reader = reader
         self._writer = writer
+        self._answers: asyncio.Queue[Any] = asyncio.Queue()
 
     @classmethod
     async def start(cls, options: RankOptions) -> "Link":
@@ -70,19 +71,28 @@ class Link:
         self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def answer(self) -> Any:  # noqa: ANN401
-        """Return the next answer.
+        """Return the next answer."""
+        return await self._answers.get()
+
+    async def listen(self) -> None:
+        """Take answers as they come, until the process ends or its driver fails; then raise.
 
         Raises:
-            RankGone: there will be none.
+            RankGone: always.
         """
-        line = await self._reader.readline()
-        if not line:
-            raise RankGone
-        self.has_answered = True
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RankGone(answer["error"])
-        return answer["answer"]
+        while line := await self._read():
+            self.has_answered = True
+            answer = json.loads(line)
+            if "error" in answer:
+                raise RankGone(answer["error"])
+            self._answers.put_nowait(answer["answer"])
+        raise RankGone
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.readline()
+        except ConnectionError:
+            return b""
 
     async def close(self) -> None:
         """Let it end, and reap it; kill it where it does not."""
@@ -137,11 +147,13 @@ class VramPart:
         part = cls(links)
         try:
             async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(part._pump())
+                own = [tasks.create_task(part.watch(link)) for link in links]
+                own.append(tasks.create_task(part._pump()))
                 about = (await part.about())[0]
                 part._free = list(range(about["slots"]))
                 yield part
-                pump.cancel()
+                for task in own:
+                    task.cancel()
         finally:
             for link in links:
                 await link.close()
@@ -208,6 +220,13 @@ class VramPart:
         sys.stderr.flush()
         os._exit(CRASH_STATUS)
 
+    async def watch(self, link: Link) -> None:
+        """End the engine when a rank ends."""
+        try:
+            await link.listen()
+        except RankGone as error:
+            self.crash(f"rank {link.pid} has ended: {error}")
+
     async def _until_resumed(self) -> None:
         while self.paused:  # noqa: ASYNC110
             await asyncio.sleep(PAUSE_POLL_S)
@@ -224,9 +243,6 @@ class VramPart:
             question = await self._questions.get()
             for link in self._links:
                 link.send(question.message)
-            try:
-                answers = [await link.answer() for link in self._links]
-            except (RankGone, ConnectionError) as error:
-                self.crash(f"a rank has ended: {error}")
+            answers = [await link.answer() for link in self._links]
             if not question.answers.done():
                 question.answers.set_result(answers)

@@ -367,13 +367,13 @@ static void operate(struct call *call, struct request *request)
         judge(call, bricked);
         if (PEEK(call, state, &call->after) != 0)
             call->after = FAILED;
-        if (is_fault(call, "hang_after"))
-            hang_here(call);
         if (is_fault(call, "error_after"))
             call->result = call->fault.code;
     }
     give(&call->mail_lock);
     give(&call->op_lock);
+    if (is_fault(call, "hang_after"))
+        hang_here(call);
 }
 
 static int run(struct call *call, struct request *request, const char *illegal)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -231,6 +231,11 @@ def standin(
         libraries(api=api),
         Config(driver=driver, cuda=cuda, uuids=uuids, memory=tuple(gpus), **config),
     )
+
+
+def two_gpus(directory: Path, **config: Any) -> AbstractContextManager[StandIn]:
+    """Make a machine with two GPUs of different sizes."""
+    return standin(directory, gpus=[96 * MIB, 64 * MIB], **config)
 
 
 @cache
