@@ -45,8 +45,8 @@ class Probe:
 
 
 def probes_path(state_dir: Path) -> Path:
-    """Return the file of all probes."""
-    return state_dir / "keeper" / "probes.json"
+    """Return the file of all probes; `*.json` beside it are the keeper's records of engines."""
+    return state_dir / "keeper" / "probes"
 
 
 def launch_hash(model: ModelConfig) -> str:

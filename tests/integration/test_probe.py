@@ -59,6 +59,7 @@ def test_what_a_probe_has_shown_is_allowed_then(here: GpuSite) -> None:
     )
     (one,) = kept(here)
     assert (one.works, one.gpus, one.recipe, one.driver) == (True, 2, "cuda", "580.95.05")
+    start_keeper(here.site)  # it takes the configuration, and leaves the result where it is
     (model,) = load(here.site.config).models.values()
     assert model.mechanism == "checkpoint"
     assert [call.op for call in here.gpus.calls()].count("checkpoint") >= 6

@@ -9,7 +9,14 @@ import pytest
 from swapserve.config import check_gpu
 from swapserve.config.check_gpu import ranks
 from swapserve.config.load import load
-from swapserve.config.probes import Probe, add_probe, launch_hash, probes_path, read_probes
+from swapserve.config.probes import (
+    Probe,
+    add_probe,
+    driver_version,
+    launch_hash,
+    probes_path,
+    read_probes,
+)
 from swapserve.config.schema import Config, ModelConfig
 from swapserve.errors import ConfigError, ConfigProblem
 from swapserve.states import Tier
@@ -255,7 +262,7 @@ def test_several_gpus_need_a_probe_for_the_driver(
 ) -> None:
     (problem,) = fail(with_model(f"{SPREAD}, mechanism: {mechanism}", recipe="vllm"))
     assert problem.key == "models[0].mechanism"
-    assert f"{mechanism} on 2 GPUs: {tmp_path}/state/keeper/probes.json has no" in problem.found
+    assert f"{mechanism} on 2 GPUs: {tmp_path}/state/keeper/probes has no" in problem.found
     assert "`mechanism: sleep`" in problem.expected
     assert "swapserve probe a" in problem.expected
     assert "NCCL" in problem.expected
@@ -327,7 +334,7 @@ def test_an_unreadable_file_of_probes_allows_nothing(fail: Fail, tmp_path: Path,
     path.parent.mkdir(parents=True)
     path.write_text(text)
     (problem,) = fail(with_model(SPREAD, recipe="vllm"))
-    assert "probes.json cannot be read" in problem.found
+    assert "keeper/probes cannot be read" in problem.found
 
 
 def test_a_file_of_probes_is_replaced_whole_and_is_ours_alone(
@@ -337,7 +344,7 @@ def test_a_file_of_probes_is_replaced_whole_and_is_ours_alone(
     add_probe(path, probe(spread))
     add_probe(path, probe(spread, driver="590.1"))
     assert [one.driver for one in read_probes(path)] == [DRIVER, "590.1"]
-    assert [file.name for file in path.parent.iterdir()] == ["probes.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["probes"]
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert json.loads(path.read_text())["version"] == 1
 
@@ -356,3 +363,16 @@ def test_several_refusals_of_one_model_come_together(fail: Fail) -> None:
 def test_a_refusal_is_a_configuration_error(write: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=r"swapserve\.yaml:5: models\[0\]\.device: found"):
         load(write(with_model("device: m")))
+
+
+def test_the_drivers_version_is_that_of_the_kernel_module(tmp_path: Path, driver: Path) -> None:
+    assert driver_version(driver) == DRIVER
+    assert driver_version(tmp_path / "no-module") is None
+
+
+def test_without_a_kernel_module_a_probe_of_any_driver_counts(
+    load_text: Load, tmp_path: Path, spread: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_gpu, "driver_version", lambda: None)
+    add_probe(probes_path(tmp_path / "state"), probe(spread, driver="570.1"))
+    assert the_model(load_text(with_model(SPREAD, recipe="vllm"))).gpus == ("GPU-0", "GPU-1")
