@@ -288,3 +288,16 @@ def test_a_first_configuration_names_the_gpus_that_nvml_lists(
     devices = load(path, check_binaries=False).devices
     assert [one.uuid for one in devices.values()] == [None, gpus.uuids[1]]
     assert f"({gpus.uuids[0]}) is split by MIG" in path.read_text()
+
+
+def test_a_driver_that_never_starts_is_given_up(
+    gpus: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "#include <unistd.h>\nint cuDriverGetVersion(int *v) { return *v = 0; }\n"
+    source += "int cuInit(unsigned f) { (void)f; for (;;) pause(); }\n"
+    monkeypatch.setenv(*library(tmp_path, source, "libcuda.so.1").popitem())
+    monkeypatch.setattr(checks_gpu, "PROBE_TIMEOUT_S", 2.0)
+    loaded = load(config(tmp_path, gpus))
+    (line,) = checks_gpu.checkpoint(Scope(profile="unprivileged", config=loaded))
+    assert line.status == "fail"
+    assert "no end after 2" in line.found
