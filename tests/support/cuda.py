@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
-from tests.support.gpu import StandIn
 from tests.support.leaks import wait_for
 
 PATIENCE_S = 30.0
@@ -24,6 +23,15 @@ RUNNING, LOCKED, CHECKPOINTED, FAILED = range(4)
 FORWARD = ("lock", "checkpoint", "restore", "unlock")
 SOON_S = 0.3
 """Long enough for anything that does not hang."""
+
+
+class Driven(Protocol):
+    """A machine with a driver: the stand-in, or this one with NVIDIA's."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What finds it."""
+
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -98,7 +106,7 @@ class Caller:
 
 
 @contextmanager
-def caller(gpu: StandIn, *how: str) -> Iterator[Caller]:
+def caller(gpu: Driven, *how: str) -> Iterator[Caller]:
     """Start a caller: `no-init` without cuInit, `drop` without any capability."""
     argv = [sys.executable, "-c", PROGRAM, *how]
     with _running(gpu, argv, stdin=subprocess.PIPE) as process:
@@ -149,7 +157,7 @@ class EngineOnGpu:
 
 
 @contextmanager
-def cuda_engine(gpu: StandIn, *args: str, **env: str) -> Iterator[EngineOnGpu]:
+def cuda_engine(gpu: Driven, *args: str, **env: str) -> Iterator[EngineOnGpu]:
     """Run an engine until the block ends."""
     argv = [sys.executable, "-m", "swapserve.testing.cuda_engine", "--port=0", *args]
     with _running(gpu, argv, env=env) as process:
@@ -158,7 +166,7 @@ def cuda_engine(gpu: StandIn, *args: str, **env: str) -> Iterator[EngineOnGpu]:
             yield engine
 
 
-def ended(gpu: StandIn, *argv: str | Path) -> Ended:
+def ended(gpu: Driven, *argv: str | Path) -> Ended:
     """Run a program to its end, whatever its status is."""
     return subprocess.run(
         argv,
@@ -181,7 +189,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def rank_in_pid_namespace(gpu: StandIn, *args: str) -> Iterator[int]:
+def rank_in_pid_namespace(gpu: Driven, *args: str) -> Iterator[int]:
     """Run a rank without a front as the first process of a namespace; yields its pid out here."""
     argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
     argv += ['exec "$@" 3<&0', "sh", sys.executable, "-m", "swapserve.testing.cuda_rank", *args]
@@ -194,7 +202,7 @@ def rank_in_pid_namespace(gpu: StandIn, *args: str) -> Iterator[int]:
 
 @contextmanager
 def _running(
-    gpu: StandIn,
+    gpu: Driven,
     argv: list[str],
     *,
     stdin: int = subprocess.DEVNULL,

@@ -247,6 +247,19 @@ def test_a_call_on_a_stopped_process_hangs_until_it_goes_on(
     ]
 
 
+def test_a_process_that_is_stopped_in_the_middle_of_a_call_is_noted(
+    gpu: StandIn, call: Caller, engine: EngineOnGpu
+) -> None:
+    gpu.fault("lock", "slow", seconds=0.5)
+    call.begin("lock", engine.rank)
+    wait_for("it began", lambda: len(gpu.calls()) == 1)
+    os.kill(engine.rank, signal.SIGSTOP)
+    assert not call.comes(1)
+    os.kill(engine.rank, signal.SIGCONT)
+    assert call.end()[0] == OK
+    assert [one.illegal for one in gpu.illegal()] == ["the target is stopped"]
+
+
 def status(pid: int) -> str:
     return Path(f"/proc/{pid}/status").read_text()
 
