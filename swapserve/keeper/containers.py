@@ -95,11 +95,7 @@ class ContainerLauncher:
         state = await self._ours(tool)
         if state is None:
             return
-        if state.paused:  # podman stops no paused container, docker only after the grace
-            await tool.pause(state.id, False)
-        if state.running and grace_s > 0 and not await asyncio.to_thread(is_frozen, state.pid):
-            await tool.stop(state.id, grace_s)
-        await tool.remove(state.id)
+        await take_away(tool, state, grace_s)
         if await self._ours(tool) is not None:
             raise KeeperError(f"{tool.kind} has not removed the container {self.name}")
 
@@ -209,7 +205,7 @@ class ContainerLauncher:
     async def _clear_away(self, tool: ContainerTool) -> None:
         try:
             if (state := await self._ours(tool)) is not None:
-                await tool.remove(state.id)
+                await take_away(tool, state, 0.0)
         except KeeperError:  # the next start tries again; the reason of this one counts
             log.exception("event=container_left name=%s", self.name)
 
@@ -250,6 +246,20 @@ def _ended(state: ContainerState) -> str:
     return f"exit {state.exit_code}{', out of memory' if state.out_of_memory else ''}"
 
 
+async def take_away(tool: ContainerTool, state: ContainerState, grace_s: float) -> None:
+    """End a container, frozen or not, and remove it.
+
+    Raises:
+        KeeperError: it may still be there.
+    """
+    if state.paused:  # podman stops no paused container, docker only after the grace
+        await tool.pause(state.id, False)
+    if state.running:  # stopped first: podman's `rm --force` waits 10 s for an answer to TERM
+        hears = grace_s > 0 and not await asyncio.to_thread(is_frozen, state.pid)
+        await tool.stop(state.id, grace_s if hears else 0.0)
+    await tool.remove(state.id)
+
+
 async def sweep(tool: ContainerTool, tag: str, engines: Collection[str]) -> list[str]:
     """Remove a keeper's containers of engines that it no longer has; return these engines.
 
@@ -263,8 +273,6 @@ async def sweep(tool: ContainerTool, tag: str, engines: Collection[str]) -> list
             continue
         engine = state.labels.get(ENGINE_LABEL, "")
         if engine not in engines:
-            if state.paused:
-                await tool.pause(state.id, False)
-            await tool.remove(state.id)
+            await take_away(tool, state, 0.0)
             removed.append(engine)
     return removed

@@ -173,7 +173,7 @@ async def test_a_frozen_one_is_ended_at_once(here: Ground) -> None:
     async with running(launcher) as launched:
         assert launched.group is not None
         await launched.group.freeze(True, timeout_s=5)
-        with anyio.fail_after(15):
+        with anyio.fail_after(8):  # less than podman's own grace
             await launcher.end(60.0)
         assert not launched.root.alive()
     assert not left(here, launcher)

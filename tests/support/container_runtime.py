@@ -256,13 +256,17 @@ class Stub:
             text = f"container {one['id']} is running or paused, refusing to clean up"
             raise self.error(f"{text}: container state improper")
         if one["pid"]:
-            with suppress(ProcessLookupError):
-                os.kill(one["pid"], signal.SIGTERM)
-            deadline = time.monotonic() + grace
-            while time.monotonic() < deadline and Path(f"/proc/{one['pid']}").exists():
-                time.sleep(0.02)
+            self.terminate(one, grace)
             self.kill(one)
         return name
+
+    def terminate(self, one: dict[str, Any], grace: float) -> None:
+        if grace > 0:
+            with suppress(ProcessLookupError):
+                os.kill(one["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline and Path(f"/proc/{one['pid']}").exists():
+            time.sleep(0.02)
 
     def kill(self, one: dict[str, Any]) -> None:
         group = one.get("group")
@@ -287,6 +291,8 @@ class Stub:
         if one["status"] in {"running", "paused"}:
             if "force" not in flags:
                 raise self.error(f"cannot remove container {one['id']} as it is running", 2)
+            if self.podman and one["status"] == "running":
+                self.terminate(one, 10.0)
             self.kill(one)
         with self.locked() as containers:
             containers.pop(one["id"], None)
@@ -681,8 +687,10 @@ def remove_all(made: Installed, kind: str) -> None:
     (made.directory / "faults.json").unlink(missing_ok=True)
     stub = Stub(kind, made.directory)
     supervisors = [one["supervisor"] for one in made.containers().values() if one["supervisor"]]
-    for name in made.containers():
-        stub.rm({"force": [""]}, [name])
+    for name, one in made.containers().items():
+        if one["pid"]:
+            stub.kill(one)
+        stub.rm({}, [name])
     for pid in supervisors:
         wait_for("the supervisor has ended", lambda pid=pid: not _is_ours(pid, made.directory), 10)  # type: ignore[misc]
     shutil.rmtree(made.directory)
