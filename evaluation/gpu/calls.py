@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.gpu.sheet import Budget, Impossible, OutOfTime, Page
+from evaluation.gpu.sheet import Budget, Impossible, Page
 from evaluation.gpu.targets import Target, TargetFailed, started
 from evaluation.machine import huge_page_setting
 from swapserve.config.schema import KeeperConfig
@@ -27,7 +27,8 @@ from swapserve.system.gpu import Nvml, NvmlUnavailable
 LOCK_S = 10.0
 BASE_DEADLINE_S = 15.0
 SLOWEST_BYTES_PER_S = 800e6
-LAPS = 3
+LAPS = {2_000_000_000: 3, 10_000_000_000: 2}
+"""How often a process of at most so many bytes is moved; a larger one, once."""
 FIRST_GUESS_S_PER_BYTE = 0.8e-9
 """Fill, out, in, verify; replaced by what is measured."""
 START_S = 4.0
@@ -140,11 +141,10 @@ class Bench:
                     await self._size(size, budget, huge_pages=huge_pages)
 
     async def _size(self, size: int, budget: Budget, *, huge_pages: bool) -> None:
-        if not budget.allows(self._guess(size)):
-            raise Impossible(f"no time left for about {self._guess(size):.0f} s")
+        budget.need(self._guess(size), "this size")
         begun = time.perf_counter()
         async with self._target(size, huge_pages=huge_pages) as (worker, target):
-            for lap in range(LAPS):
+            for lap in range(next((laps for most, laps in LAPS.items() if size <= most), 1)):
                 if lap and not budget.allows(self._guess(size) / 2):
                     return
                 labels = {"bytes": size, "huge_pages": huge_pages, "lap": lap}
@@ -218,8 +218,9 @@ class Bench:
         if target.suspended or target.fresh:
             return
         try:
+            target.drop()
             await self._out(worker, target, {})
-        except (CudaCallFailed, CudaOutcomeUnknown, OutOfTime) as error:
+        except (CudaCallFailed, CudaOutcomeUnknown, TargetFailed) as error:
             self._page.failed(f"putting pid {target.ref.pid} away", f"left to itself: {error}")
 
     async def _out(self, worker: Worker, target: Target, sample: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @click.option("--vram-mb", type=int, default=2048, show_default=True, help="Of the engine `cuda`.")
 @click.option("--quantum", default="3s", show_default=True, help="Of two engines under load.")
 @click.option("--away", type=float, default=2.0, show_default=True, help="Of a preempted engine.")
-@click.option("--load", type=float, default=40.0, show_default=True, help="Seconds of load.")
+@click.option("--load", type=float, default=25.0, show_default=True, help="Seconds of load.")
 def gpu(*, out: Path | None, parts: tuple[str, ...], minutes: float, **options: Any) -> None:  # noqa: ANN401
     """Driver calls and real engines on an NVIDIA GPU, in one short run.
 

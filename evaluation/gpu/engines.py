@@ -159,7 +159,8 @@ def _llamacpp(means: Means) -> tuple[dict[str, Any], int]:
 def _cuda(means: Means) -> tuple[dict[str, Any], int]:
     entry = {"recipe": "cuda-engine", "params": {"python": sys.executable}}
     args = ["--vram-mb", str(means.vram_mb)]
-    return {**entry, "args": args, "env": means.env}, means.vram_mb << 20
+    # A quarter more for its context.
+    return {**entry, "args": args, "env": means.env}, (means.vram_mb << 20) * 5 // 4
 
 
 def _of_python(means: Means, recipe: str) -> dict[str, Any]:

@@ -21,12 +21,21 @@ END_S = 20.0
 LEAST_S = 30.0
 """With less than that no further engine is begun."""
 LOG_LINES = 150
-ROOM = 1.6
+ROOM = 1.5
 """The device holds so many times one engine: never two."""
 RAM_SHARE = 0.7
+SHARE = 0.6
+"""Part of the time left that an engine gets with others after it."""
 
 
-class SandboxFailed(Exception):
+MANNERS = {"sandboxes": "root", "no sandboxes": "root", "unprivileged": "unprivileged"}
+"""How engines are kept, with the keeper's profile: what this machine allows, the best first.
+
+A machine may lack what a sandbox needs: namespaces, cgroups, veth pairs.
+"""
+
+
+class NothingStarts(Exception):
     """Not even the first engine started, for whatever reason."""
 
 
@@ -65,22 +74,23 @@ class Product:
         capacity = int(size * ROOM)
         if capacity > self._room.vram:
             raise Impossible(f"{capacity} bytes of the GPU needed, {self._room.vram} free")
-        names, models = self._models(engine, entry)
-        # A machine may lack what a sandbox needs: namespaces, cgroups, veth pairs.
-        for sandbox in ({}, {"sandbox": False}):
+        entry = {"device": "gpu0", "memory": size, **entry}
+        for manner, profile in MANNERS.items():
             here = Path(tempfile.mkdtemp(prefix=f"{engine.name}-", dir=self._means.directory))
-            config = self._write(here, [{**model, **sandbox} for model in models], capacity)
+            names, models = self._models(engine, entry, sandbox=manner == "sandboxes")
+            config = self._write(here, models, capacity, profile)
             try:
                 with running(load(config)) as session:
-                    page.note(sandbox=not sandbox, profile=session.control.status().profile)
+                    page.note(manner=manner)
                     self._try(page, budget, session, engine, names)
-            except (Missing, SandboxFailed) as error:
-                page.failed(f"{'without' if sandbox else 'with'} sandboxes", str(error))
+            except (Missing, NothingStarts) as error:
+                page.failed(manner, str(error))
             else:
                 return
             finally:
-                page.note(logs=logs(here / "state" / "logs"))
-        raise Impossible("no engine starts here, with sandboxes or without")
+                page.content.setdefault("logs", {})[manner] = logs(here / "state" / "logs")
+                page.note()
+        raise Impossible("no engine starts here")
 
     def _try(
         self,
@@ -98,13 +108,13 @@ class Product:
         except StreamFailed as error:
             if page.content.get("cold"):
                 raise
-            raise SandboxFailed(str(error)) from error
+            raise NothingStarts(str(error)) from error
         finally:
             with page.attempt("last look"):
                 page.note(status=session.control.status().as_json())
 
     def _models(
-        self, engine: GpuEngine, entry: dict[str, Any]
+        self, engine: GpuEngine, entry: dict[str, Any], *, sandbox: bool
     ) -> tuple[dict[str, str], list[dict[str, Any]]]:
         """Return names by what they are for, and the `models` section."""
         special: dict[str, dict[str, Any]] = {
@@ -113,15 +123,15 @@ class Product:
             "cold": {"mechanism": "restart", "tiers": ["none"], "golden": False},
         }
         special |= {name: {"mechanism": name, "tiers": ["host"]} for name in engine.sleeps}
-        if find_criu() is not None:
+        if sandbox and find_criu() is not None:
             disk = {"mechanism": "checkpoint", "tiers": ["disk"], "keep_cache": "always"}
             special["disk"] = disk
         names = {what: f"{engine.name}-{what}".replace("_", "-") for what in special}
-        common = {"device": "gpu0", **entry}
+        common = {**entry, **({} if sandbox else {"sandbox": False})}
         models = [{**common, "name": names[what], **keys} for what, keys in special.items()]
         return names, models
 
-    def _write(self, here: Path, models: list[dict[str, Any]], capacity: int) -> Path:
+    def _write(self, here: Path, models: list[dict[str, Any]], capacity: int, profile: str) -> Path:
         content = {
             "paths": {
                 "state_dir": str(here / "state"),
@@ -130,6 +140,7 @@ class Product:
             },
             "server": {"port": 0},
             "keeper": {
+                "profile": profile,
                 "subnet": SUBNET,
                 "gpu_paths": self._gpu_paths,
                 "gpu_margin": self._room.margin,
@@ -156,7 +167,7 @@ def logs(directory: Path) -> dict[str, list[str]]:
 
 
 def part(page: Page, budget: Budget, product: Product, engines: Sequence[str]) -> None:
-    """Measure one kind after the other; those at hand share the time that is left.
+    """Measure one kind after the other, as far as they are at hand.
 
     Raises:
         Impossible: none of them is at hand.
@@ -167,13 +178,15 @@ def part(page: Page, budget: Budget, product: Product, engines: Sequence[str]) -
         with section.attempt("making ready"):
             ready.append((section, ENGINES[name], product.prepare(ENGINES[name])))
     for place, (section, engine, prepared) in enumerate(ready):
-        own = budget.share(1 / (len(ready) - place))
+        own = budget.share(SHARE if place + 1 < len(ready) else 1.0)
         try:
             with section.attempt("this engine"):
                 own.need(LEAST_S, engine.name)
                 product.measure(section, own, engine, prepared)
         except OutOfTime as error:
-            section.note(why=f"out of time: {error}")
+            section.failed("the rest", f"out of time: {error}")
+        if section.content.get("failures"):
+            page.failed(engine.name, "see there")
     if not any(page.content[name].get("cold") for name in engines):
         why = [f"{name}: {_why(page.content[name])}" for name in engines]
         raise Impossible("no engine could be measured. " + "; ".join(why))
@@ -181,4 +194,4 @@ def part(page: Page, budget: Budget, product: Product, engines: Sequence[str]) -
 
 def _why(section: dict[str, Any]) -> str:
     failures = [failure["why"].splitlines()[0] for failure in section.get("failures", ())]
-    return section.get("why") or (failures[0] if failures else "nothing said")
+    return failures[0] if failures else "nothing said"

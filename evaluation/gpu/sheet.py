@@ -28,6 +28,10 @@ class OutOfTime(Exception):
     """A part's budget is used up."""
 
 
+class TooLate(OutOfTime):
+    """Too little of it is left for one thing; something shorter may still be done."""
+
+
 class Budget:
     """Seconds that a part has."""
 
@@ -49,10 +53,10 @@ class Budget:
         """Go on only if there is time for it.
 
         Raises:
-            OutOfTime: there is not.
+            TooLate: there is not.
         """
         if not self.allows(seconds):
-            raise OutOfTime(f"{what} takes about {seconds:.0f} s and {self.left_s:.0f} s are left")
+            raise TooLate(f"{what} takes about {seconds:.0f} s and {self.left_s:.0f} s are left")
 
     def share(self, part: float) -> "Budget":
         """Return a budget that is a part of what is left now."""
@@ -69,7 +73,7 @@ class Budget:
             raise OutOfTime(f"stuck {GUARD_S:g} s beyond its budget of {self.seconds:.0f} s")
 
         before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, self.left_s + GUARD_S)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.left_s + GUARD_S))
         try:
             yield
         finally:
@@ -140,13 +144,13 @@ class Page:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Carry on after a failure of the block, which is noted. Time running out goes through."""
+        """Carry on after a failure of the block, which is noted. Being stuck goes through."""
         try:
             yield
+        except (Impossible, TooLate) as error:
+            self.failed(what, str(error))
         except OutOfTime:
             raise
-        except Impossible as error:
-            self.failed(what, str(error))
         except Exception as error:  # noqa: BLE001 - measuring goes on with what works
             self.failed(what, _told(error))
 

@@ -89,7 +89,8 @@ def _engine(name: str, found: dict[str, Any]) -> Iterable[str]:
         if "equal" in stream:
             said = "equal" if stream["equal"] else f"NOT EQUAL: {stream['why']}"
             place = f"{stream['before']} + {stream['after']} pieces"
-            yield f"    preempted stream: {place}, silent {stream['gap_s']:.2f} s, {said}"
+            where = "" if stream["in_mid_stream"] else ", too late: IT WAS OVER"
+            yield f"    preempted stream: {place}, silent {stream['gap_s']:.2f} s, {said}{where}"
     if kills := [kill["seconds"] for kill in found.get("kills", ())]:
         yield f"    kill {_seconds(kills)}"
     if load := found.get("load"):

@@ -59,13 +59,18 @@ class Content:
         compare = ctypes.CDLL(None).memcmp
         wanted = ctypes.addressof(self._block)
         with self._driver.pinned(len(self._block)) as host:
+            # Each chunk has its number at both ends, so one that was not copied is noticed.
             for number, (chunk, size) in enumerate(zip(self._chunks, self._sizes, strict=True)):
-                ctypes.memset(host, 0, size)
                 self._driver.to_host(host, chunk, size)
                 _mark(wanted, size, number)
                 found = ctypes.c_void_p(host), ctypes.c_void_p(wanted), ctypes.c_size_t(size)
                 if compare(*found):
                     raise WrongContent(f"chunk {number} of {len(self._chunks)} differs")
+
+    def drop(self) -> None:
+        """Free everything."""
+        while self._chunks:
+            self._driver.free(self._chunks.pop())
 
 
 def _mark(address: int, size: int, number: int) -> None:
@@ -86,7 +91,7 @@ def serve(stream: Any, driver: Driver) -> None:  # noqa: ANN401 - a socket's fil
                 content = Content(driver, order["bytes"])
                 content.fill()
             elif content is not None:
-                content.verify()
+                {"verify": content.verify, "drop": content.drop}[order["op"]]()
         except (DriverFailed, WrongContent) as error:
             answer["why"] = f"{type(error).__name__}: {error}"
         answer["seconds"] = time.perf_counter() - begun

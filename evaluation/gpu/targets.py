@@ -55,6 +55,14 @@ class Target:
         """
         return self._order({"op": "verify"})
 
+    def drop(self) -> None:
+        """Let it free its memory, so that it is quickly suspended.
+
+        Raises:
+            TargetFailed: it could not.
+        """
+        self._order({"op": "drop"})
+
     def _order(self, order: dict[str, Any]) -> float:
         self._stream.write(json.dumps(order).encode() + b"\n")
         self._stream.flush()

@@ -8,12 +8,12 @@ tokens where the engine tells them.
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from evaluation.gpu.engines import GpuEngine
 from evaluation.gpu.sheet import Budget, Page
@@ -25,14 +25,13 @@ from swapserve.system.gpu import Nvml, NvmlUnavailable
 from swapserve.system.process import tree
 
 TOKENS = 16
-LONGEST = 1200
-STREAM_S = 4.0
-"""A stream that is interrupted, or part of the load, lasts about so long."""
+LONGEST = 3000
 PROMPTS = {"a": "A river and a stone", "b": "A winter letter and some bread"}
 CYCLES = 20
 FIRST_CYCLES = 3
-COLD_STARTS = 2
-SLEEP_CYCLES = 3
+OTHER_CYCLES = 3
+ATTEMPTS = 3
+"""To interrupt a stream before it is over."""
 CLIENTS = 2
 """Per engine, while both are under load."""
 
@@ -41,13 +40,22 @@ class Unequal(Exception):
     """An engine said something else than before."""
 
 
+class Lost(Exception):
+    """A move ended in another way than it should have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
     """How long things are let take; shorter where nothing is real."""
 
     away_s: float = 2.0
-    load_s: float = 40.0
+    load_s: float = 25.0
     request_s: float = 90.0
+
+    @property
+    def stream_s(self) -> float:
+        """How long a stream should last that is interrupted, or part of the load."""
+        return min(4.0, self.load_s / 5)
 
 
 def same(answer: Answer, wanted: Answer) -> None:
@@ -56,7 +64,8 @@ def same(answer: Answer, wanted: Answer) -> None:
     Raises:
         Unequal: text, token ids or logprobs differ; says where.
     """
-    for what in ("pieces", "tokens", "logprobs", "finish"):
+    # Not the pieces: an engine may put several tokens into one, once more and once less.
+    for what in ("text", "tokens", "logprobs", "finish"):
         found, before = getattr(answer, what), getattr(wanted, what)
         if found != before:
             place = next(
@@ -79,7 +88,6 @@ class Trial:
         self._times = times
         self._nvml = Nvml()
         self._wanted: dict[str, Answer] = {}
-        self._cycle = 0
 
     def run(self, budget: Budget, entries: dict[str, str]) -> None:
         """Measure in order of importance, as far as the time goes.
@@ -89,13 +97,12 @@ class Trial:
             Exception: the first engine does not start.
         """
         self._start("a", entries["a"])
-        for _ in range(FIRST_CYCLES):
-            self._cycle_of(budget, "a", entries["a"])
+        cycles = partial(self._cycles, budget, entries["a"], "cycles")
+        self._attempt("first cycles", partial(cycles, FIRST_CYCLES))
         self._attempt("preempted stream", lambda: self._preempt("a", entries["a"]))
-        self._attempt("restarts", lambda: self._restarts(budget, entries["cold"]))
+        self._attempt("restart", lambda: self._restart(budget, entries["cold"]))
         self._attempt("two that do not fit", lambda: self._alternate(budget, entries))
-        while self._cycle < CYCLES:
-            self._cycle_of(budget, "a", entries["a"])
+        self._attempt("cycles", partial(cycles, CYCLES))
         for name in (*self._engine.sleeps, "disk"):
             if name in entries:
                 self._attempt(name, partial(self._other, budget, name, entries[name]))
@@ -123,12 +130,17 @@ class Trial:
             gpu_bytes=self._used(model),
         )
 
-    def _cycle_of(self, budget: Budget, key: str, model: str, kind: str = "cycles") -> None:
+    def _cycles(self, budget: Budget, model: str, kind: str, count: int) -> None:
+        """Do cycles until there are so many, or the time is over."""
+        done = self._page.content.setdefault(kind, [])
+        while len(done) < count:
+            spent = [cycle["seconds"] for cycle in done if "seconds" in cycle]
+            if not budget.allows(max(spent, default=3.0)):
+                return
+            self._cycle(model, kind)
+
+    def _cycle(self, model: str, kind: str) -> None:
         """Swap out, check that the GPU is free, bring back by a request, compare, ask once more."""
-        if key == "a" and kind == "cycles":
-            self._cycle += 1
-        spent = [c["seconds"] for c in self._page.content.get(kind, ()) if "seconds" in c]
-        budget.need(max(spent, default=3.0), f"another of the {kind}")
         begun = time.monotonic()
         resident = self._used(model)
         out_s, out = self._session.swap_out(model)
@@ -137,12 +149,16 @@ class Trial:
             kind, model=model, resident_bytes=resident, out_s=out_s, out=asdict(out)
         )
         sample |= self._away(model)
-        answer = self._ask(model, key, TOKENS)
+        answer = self._ask(model, "a", TOKENS)
         back = self._last(model)
         sample |= {"first_token_s": answer.first_token_s, "back": asdict(back)}
         self._whole(back)
+        if back.mechanism == "cold" or back.from_tier != sample["tier"]:
+            raise Lost(
+                f"away on tier {sample['tier']}, back from {back.from_tier} {back.mechanism}"
+            )
         same(answer, self._wanted[model])
-        hot = self._ask(model, key, TOKENS)
+        hot = self._ask(model, "a", TOKENS)
         same(hot, self._wanted[model])
         sample |= {"equal": True, "hot_first_token_s": hot.first_token_s}
         sample["seconds"] = time.monotonic() - begun
@@ -152,25 +168,30 @@ class Trial:
         """Swap out in the middle of a stream, bring back, compare with the undisturbed one."""
         count = self._long(key, model)
         wanted = self._ask(model, key, count)
+        for _ in range(ATTEMPTS):
+            if self._preempted(key, model, count, wanted)["in_mid_stream"]:
+                return
+
+    def _preempted(self, key: str, model: str, count: int, wanted: Answer) -> dict[str, Any]:
         self._session.quiet(model)
         enough = threading.Event()
 
         def seen(pieces: int) -> None:
-            if pieces >= count // 3:
+            if pieces >= len(wanted.pieces) // 3:
                 enough.set()
 
-        with ThreadPoolExecutor(1) as thread:
-            stream = thread.submit(self._ask, model, key, count, seen)
-            stream.add_done_callback(lambda _: enough.set())
-            enough.wait(self._times.request_s)
-            out_s, out = self._session.swap_out(model)
-            sample = self._page.add("preempted", model=model, out_s=out_s, out=asdict(out))
-            sample |= self._away(model)
-            time.sleep(self._times.away_s)
-            back_s, back = self._session.swap_in(model)
-            answer = stream.result()
+        stream = in_background(partial(self._ask, model, key, count, seen))
+        stream.add_done_callback(lambda _: enough.set())
+        enough.wait(self._times.request_s)
+        out_s, out = self._session.swap_out(model)
+        sample = self._page.add("preempted", model=model, out_s=out_s, out=asdict(out))
+        sample |= self._away(model)
+        time.sleep(self._times.away_s)
+        back_s, back = self._session.swap_in(model)
+        answer = stream.result()
         sample |= {"back_s": back_s, "back": asdict(back), **self._judged(answer, wanted)}
         self._page.note()
+        return sample
 
     def _judged(self, answer: Answer, wanted: Answer) -> dict[str, Any]:
         gaps = [after - before for before, after in zip(answer.at, answer.at[1:], strict=False)]
@@ -190,14 +211,12 @@ class Trial:
             "why": why,
         }
 
-    def _restarts(self, budget: Budget, model: str) -> None:
-        """Measure the baseline: kill, and start cold again. It is never restored, so no harm."""
-        spent = self._page.content["cold"][0]["first_token_s"]
-        for _ in range(COLD_STARTS):
-            budget.need(1.2 * spent, "a cold start")
-            self._start("a", model)
-            kill_s, kill = self._session.swap_out(model)
-            self._page.add("kills", model=model, seconds=kill_s, swap=asdict(kill))
+    def _restart(self, budget: Budget, model: str) -> None:
+        """Measure the baseline: start cold, and kill. It is never restored, so no harm."""
+        budget.need(1.2 * self._page.content["cold"][0]["first_token_s"], "a cold start")
+        self._start("a", model)
+        kill_s, kill = self._session.swap_out(model)
+        self._page.add("kills", model=model, seconds=kill_s, swap=asdict(kill))
 
     def _alternate(self, budget: Budget, entries: dict[str, str]) -> None:
         """Ask two engines of which one fits, both without a pause, and compare every answer."""
@@ -207,16 +226,16 @@ class Trial:
         self._start("b", pair["b"])
         wanted = {}
         for key, model in pair.items():
-            wanted[key] = self._ask(model, key, self._long(key, model))
+            count = self._long(key, model)
+            wanted[key] = count, self._ask(model, key, count)
         since = datetime.now(UTC).timestamp()
         seconds = min(self._times.load_s, 0.6 * budget.left_s)
         end = time.monotonic() + seconds
-        with ThreadPoolExecutor(CLIENTS * len(pair)) as threads:
-            clients = [
-                threads.submit(self._client, key, model, wanted[key], end)
-                for key, model in pair.items()
-                for _ in range(CLIENTS)
-            ]
+        clients = [
+            in_background(partial(self._client, key, model, *wanted[key], end))
+            for key, model in pair.items()
+            for _ in range(CLIENTS)
+        ]
         self._page.note(load=_told(clients, seconds))
         moves = [
             event.data["summary"]
@@ -225,12 +244,14 @@ class Trial:
         ]
         self._page.note(load_moves=moves)
 
-    def _client(self, key: str, model: str, wanted: Answer, end: float) -> dict[str, Any]:
+    def _client(
+        self, key: str, model: str, count: int, wanted: Answer, end: float
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {"model": model, "answers": 0, "tokens": 0, "first_token_s": []}
         found |= {"gaps_s": [], "lost": [], "wrong": []}
         while time.monotonic() < end:
             try:
-                answer = self._ask(model, key, len(wanted.pieces))
+                answer = self._ask(model, key, count)
                 same(answer, wanted)
             except Unequal as error:
                 found["wrong"].append(str(error))
@@ -249,8 +270,7 @@ class Trial:
         """Measure another mechanism or tier with an entry of its own."""
         budget.need(1.5 * self._page.content["cold"][0]["first_token_s"], f"an engine for {name}")
         self._start("a", model)
-        for _ in range(SLEEP_CYCLES):
-            self._cycle_of(budget, "a", model, kind=f"{name}_cycles")
+        self._cycles(budget, model, f"{name}_cycles", OTHER_CYCLES)
 
     # ------------------------------------------------------------ asking and looking
 
@@ -269,26 +289,26 @@ class Trial:
         return answer
 
     def _long(self, key: str, model: str) -> int:
-        """Return how many tokens make a stream of about `STREAM_S`."""
+        """Return how many tokens make a stream that lasts long enough."""
         answer = self._ask(model, key, 4 * TOKENS)
         pace = (answer.at[-1] - answer.at[0]) / max(1, len(answer.at) - 1)
-        return max(4 * TOKENS, min(LONGEST, int(STREAM_S / max(pace, 1e-4))))
+        return max(4 * TOKENS, min(LONGEST, int(self._times.stream_s / max(pace, 1e-4))))
 
     def _last(self, model: str) -> SwapSummary:
         swap = self._session.quiet(model).last_swap
         if swap is None:
-            raise Unequal(f"{model} came from nowhere: the daemon tells of no move")
+            raise Lost(f"{model} came from nowhere: the daemon tells of no move")
         return swap
 
     def _whole(self, swap: SwapSummary) -> None:
         if swap.error is not None:
-            raise Unequal(f"the {swap.kind} ended with: {swap.error}")
+            raise Lost(f"the {swap.kind} ended with: {swap.error}")
 
     def _away(self, model: str) -> dict[str, Any]:
         """Return where an engine rests, by the daemon's word and by NVML's."""
         status = self._session.engine(model)
         if status.state is not EngineState.SWAPPED_OUT or status.tier is Tier.DEVICE:
-            raise Unequal(f"{model} is {status.state} on tier {status.tier} after its swap out")
+            raise Lost(f"{model} is {status.state} on tier {status.tier} after its swap out")
         return {"tier": status.tier, "nvml_away_bytes": self._used(model)}
 
     def _used(self, model: str) -> int | None:
@@ -296,6 +316,23 @@ class Trial:
         with suppress(NvmlUnavailable, OSError):
             return self._nvml.used_by(tree(pid) if pid else []).get(self._uuid, 0)
         return None
+
+
+Result = TypeVar("Result")
+
+
+def in_background(work: Callable[[], Result]) -> Future[Result]:
+    """Do it in a thread that nobody has to wait for: a stream of a lost engine may never end."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _told(clients: list[Future[dict[str, Any]]], seconds: float) -> dict[str, Any]:

@@ -103,10 +103,20 @@ def test_an_attempt_that_fails_is_noted_and_the_part_goes_on(tmp_path: Path) -> 
     assert failures[0]["why"].startswith("ValueError: invalid literal")
 
 
-def test_time_running_out_ends_a_part_and_no_attempt_keeps_it(tmp_path: Path) -> None:
+def test_what_takes_too_long_is_left_out_and_shorter_things_are_done(tmp_path: Path) -> None:
     def work(page: Page, budget: Budget) -> None:
         with page.attempt("one of many"):
             budget.need(1e6, "this")
+        page.note(went="on")
+
+    part = _run(tmp_path, work)["part 0"]
+    assert (part["state"], part["went"]) == ("with failures", "on")
+
+
+def test_being_stuck_ends_a_part_and_no_attempt_keeps_it(tmp_path: Path) -> None:
+    def work(page: Page, budget: Budget) -> None:
+        with page.attempt("one of many"), Budget(-sheet.GUARD_S + 0.05).guard():
+            time.sleep(30)
         page.note(went="on")
 
     part = _run(tmp_path, work)["part 0"]
