@@ -126,11 +126,10 @@ void world_unlock(int fd)
         close(fd);
 }
 
-uint64_t start_ticks(int pid)
+static uint64_t ticks_in(const char *path)
 {
-    char path[64], text[1024];
+    char text[1024];
     unsigned long long ticks = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
@@ -147,13 +146,20 @@ uint64_t start_ticks(int pid)
     return ticks;
 }
 
+uint64_t start_ticks(int pid)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    return ticks_in(path);
+}
+
 /* A process must not open and close its own file: that would drop its lock. So it has to know it. */
 void world_identity(char name[OWNER_NAME])
 {
     struct stat space = {0};
     stat("/proc/self/ns/pid", &space);
     snprintf(name, OWNER_NAME, "%lu-%d-%lu-", (unsigned long)space.st_ino, getpid(),
-             (unsigned long)start_ticks(getpid()));
+             (unsigned long)ticks_in("/proc/self/stat")); /* whichever namespace /proc is of */
 }
 
 static void note_death(const char *name, const char *text)
