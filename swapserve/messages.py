@@ -40,8 +40,6 @@ class EngineSeen:
     """What it holds of its RAM device in the host tier."""
     residue: Footprint = field(default_factory=dict)
     """What an engine that is off its devices still holds there."""
-    residue: Footprint = field(default_factory=dict)
-    """What it still holds of its devices there: see `EngineLeft`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

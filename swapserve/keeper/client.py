@@ -137,11 +137,11 @@ class KeeperClient:
 
     async def suspend(self, engine: EngineName) -> VerbReport:
         """Move its GPU state to host memory and freeze it."""
-        return await self._verb("suspend", self._gpu_s(engine), engine=engine)
+        return await self._verb("suspend", VERB_MARGIN_S + self._gpu_s(engine), engine=engine)
 
     async def resume(self, engine: EngineName) -> VerbReport:
         """Bring its GPU state back and let it run."""
-        return await self._verb("resume", self._gpu_s(engine), engine=engine)
+        return await self._verb("resume", VERB_MARGIN_S + self._gpu_s(engine), engine=engine)
 
     async def dump(
         self, engine: EngineName, kind: ImageKind, canary: dict[str, Any] | None = None
@@ -199,7 +199,7 @@ class KeeperClient:
         if engine not in self._gpu_bytes:
             return 0.0
         moving = self._gpu_bytes[engine] / self._limits.cuda_rate_bytes
-        return VERB_MARGIN_S + 2 * (moving + self._limits.cuda_lock_timeout_s)
+        return 2 * (moving + self._limits.cuda_lock_timeout_s)
 
     async def _verb(self, verb: str, timeout_s: float, **fields: Any) -> VerbReport:  # noqa: ANN401
         return VerbReport.from_json(await self._call(verb, timeout_s, **fields))

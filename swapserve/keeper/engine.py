@@ -137,7 +137,7 @@ class HeldEngine:
         Raises:
             KeeperError: it is not suspended.
             DeviceBusy: a GPU has too little free memory; it stays suspended.
-            CudaError: it was ended.
+            CudaError: `lost`: it was ended; else nothing was tried, it stays suspended.
         """
         async with self._doing("resume", running=True) as phases:
             if self._gpu is None or not self._gpu.away:
@@ -219,9 +219,8 @@ class HeldEngine:
         assert self._gpu is not None
         try:
             await self._gpu.resume(phases)
-        except CudaError:
-            raise
-        except SwapServeError as error:  # the room was taken between the check and now
+        except SwapServeError as error:
+            # Its image may be used up, and it cannot stay: its host memory was promised to nobody.
             await self._tree.kill()
             raise CudaError(self.model.name, "resume", str(error), lost=True) from error
 

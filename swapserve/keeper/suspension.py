@@ -7,7 +7,6 @@ keeper knows whether it must look.
 """
 
 import logging
-from collections.abc import Sequence
 
 from swapserve.errors import CudaError
 from swapserve.keeper.context import Context
@@ -58,7 +57,10 @@ class Suspension:
             try:
                 moved = await self._cuda.suspend(phases)
             except CudaError as error:
-                await self._take_in(error)
+                if error.lost:
+                    await self._end(error)
+                else:  # brought back, as far as it had been moved
+                    self._tree.gpu_on_device(revived=True)
                 raise
             self._tree.gpu_in_host_memory(moved.processes, moved.device_bytes)
             if freeze:
@@ -79,15 +81,23 @@ class Suspension:
 
         Raises:
             DeviceBusy: a GPU has too little free memory; nothing was tried.
-            CudaError: it was ended.
+            CudaError: `lost`: it was ended; else nothing was tried, and it is suspended as before.
         """
         async with self._context.gpus(self._uuids, phases):
             await self._cuda.admit(self._tree.device_bytes, phases)
-            if self._tree.frozen:
-                with phases.phase("thaw"):
-                    await self._tree.freeze(False)
+            await self._thaw(phases)
             await self._bring_back(phases)
             return sum(self._tree.device_bytes.values())
+
+    async def _thaw(self, phases: Phases) -> None:
+        if not self._tree.frozen:
+            return
+        try:
+            with phases.phase("thaw"):
+                await self._tree.freeze(False)
+        except TimeoutError:
+            message = "its processes could not be thawed"
+            raise CudaError(self._name, "thaw", message, lost=False) from None
 
     async def admit(self, needs: dict[str, int], phases: Phases) -> None:
         """Check that its GPUs have room for what an image will bring.
@@ -98,24 +108,24 @@ class Suspension:
         await self._cuda.admit(needs, phases)
 
     async def _bring_back(self, phases: Phases) -> None:
-        processes: Sequence[object] = self._tree.cuda
+        # After a restore by CRIU the pids are new: then the processes are found by their state.
+        processes, needs = self._tree.cuda, self._tree.device_bytes
         self._tree.gpu_moves()
         try:
-            await self._cuda.resume(
-                self._tree.cuda if processes else None, self._tree.device_bytes, phases
-            )
+            await self._cuda.resume(processes or None, needs, phases)
         except CudaError as error:
-            await self._take_in(error)
+            if error.lost:
+                await self._end(error)
+            else:
+                self._tree.gpu_in_host_memory(processes, needs)
+                await self._tree.freeze(True)
             raise
         self._tree.gpu_on_device(revived=True)
 
-    async def _take_in(self, error: CudaError) -> None:
-        """Note how a failed move left the engine; end what cannot go on."""
-        if error.lost:
-            log.warning("event=gpu_state_lost engine=%s error=%s", self._name, error)
-            await self._tree.kill()
-        else:
-            self._tree.gpu_on_device(revived=True)
+    async def _end(self, error: CudaError) -> None:
+        """End an engine whose state is neither here nor there."""
+        log.warning("event=gpu_state_lost engine=%s error=%s", self._name, error)
+        await self._tree.kill()
 
     async def quench(self, phases: Phases) -> None:
         """Take its state off its GPUs before it is ended, if it was ever brought back.

@@ -12,7 +12,6 @@ from dataclasses import replace
 from swapserve.config.schema import ModelConfig
 from swapserve.errors import (
     CriuError,
-    DeviceBusy,
     EngineUnavailable,
     ImageError,
     KeeperUnavailable,
@@ -33,13 +32,14 @@ from swapserve.messages import (
     TransitionFailed,
 )
 from swapserve.states import EngineState, Tier
-from swapserve.swap.moves import Mover
+from swapserve.swap.moves import Mover, nothing_tried
 from swapserve.swap.plan import (
     RESTING_WAYS,
     WayIn,
     WayOut,
     survives,
     tier_after,
+    to_disk,
     ways_in,
     ways_out,
 )
@@ -130,19 +130,15 @@ class EngineActor:
         if holding.held is Held.NOTHING:
             self._seen()
             return
-        if holding.held is Held.SUSPENDED or await self._mover.resting(holding):
+        asleep = await self._mover.resting(holding)
+        if holding.held is Held.SUSPENDED or asleep:
             self.standing.change(_S.SWAPPED_OUT, Tier.HOST, "recovered", check=False)
-            self._seen(residue=await self._residue(holding))
+            left = self.figures.by_device(await self._mover.measure()) if asleep else {}
+            self._seen(residue=left)
             return
         self.standing.change(_S.STARTING, Tier.DEVICE, "recovered", check=False)
         self._seen()
         await self._bring_in("recovered", began=True)
-
-    async def _residue(self, holding: Holding) -> Footprint:
-        """Return what an engine in the host tier still holds of its devices."""
-        if holding.held is Held.SUSPENDED:
-            return {}
-        return self.figures.by_device(await self._mover.measure())
 
     def _seen(self, residue: Footprint | None = None) -> None:
         self._tell.post(
@@ -152,6 +148,7 @@ class EngineActor:
                 tier=self.standing.tier,
                 footprint=self.figures.footprint,
                 can_preempt=survives(self.model, self._known()),
+                can_dump=to_disk(self.model, self._known()),
                 host_bytes=self._known().host_bytes,
                 residue=residue or {},
             )
@@ -173,10 +170,10 @@ class EngineActor:
                 await self._mover.enter(way, holding, move.trace)
             except KeeperUnavailable:
                 raise
-            except DeviceBusy as error:
-                self._refused(error, move)
-                return
             except SwapServeError as error:
+                if nothing_tried(error):
+                    self._stays(error, move)
+                    return
                 self.standing.moved(move, Tier.NONE, error)
                 if way == "cold":
                     await self._failed_in(error)
@@ -187,8 +184,8 @@ class EngineActor:
                 await self._came(way, move)
                 return
 
-    def _refused(self, error: DeviceBusy, move: Move) -> None:
-        """A GPU has less room than was planned; the engine rests where it was."""
+    def _stays(self, error: SwapServeError, move: Move) -> None:
+        """Nothing was tried, since a GPU has no room or nobody could tell; it rests as before."""
         self._fail(error, _S.SWAPPED_OUT, move.from_tier, leases_lost=False)
         self.standing.moved(move, move.from_tier, error)
 
@@ -210,6 +207,8 @@ class EngineActor:
                 image = way
             case "adopt" | "resume" | "wake":  # the same process as before
                 image = self._known().restored_from
+            case "cold":
+                pass
         self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image, host_bytes=0)
         self.standing.error = None
         self._tell.engine_back()
@@ -255,6 +254,7 @@ class EngineActor:
                 if isinstance(error, ImageError) and way != ways[-1]:
                     self.standing.notice(f"{error}; it leaves without")
                     continue
+                self.figures.failed(way, error)
                 await self._failed_out(error, move)
             else:
                 await self._went(way, order, move)
@@ -266,7 +266,8 @@ class EngineActor:
             self._tell.engine_gone()
         self.figures.left(way, move.trace.seconds)
         tier = tier_after(way)
-        host_bytes, residue = move.trace.bytes if tier is Tier.HOST else 0, {}
+        host_bytes = move.trace.bytes if tier is Tier.HOST else 0
+        residue: Footprint = {}
         if way in RESTING_WAYS:
             host_bytes, residue = self.figures.rested(way, await self._mover.measure())
         self.standing.change(_S.SWAPPED_OUT, tier, order.cause)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ModelConfig
+from swapserve.errors import QuiesceFailed, SwapServeError
 from swapserve.events import RequestEnded
 from swapserve.ids import DeviceName
 from swapserve.keeper.protocol import Holding, Measured
@@ -130,7 +131,7 @@ class Figures:
             self._cache.emptied()
         if self._left_by is not None:
             self._choice.left(self._left_by, seconds)
-            self._journal.set_costs(self._model.name, self._choice.as_json())
+            self._save()
 
     def came(self, way: WayIn, seconds: float) -> None:
         """Take in that it is back."""
@@ -138,8 +139,22 @@ class Figures:
             self._cache.emptied()
         if self._left_by is not None and way != "adopt":
             self._choice.came(self._left_by, seconds)
-            self._journal.set_costs(self._model.name, self._choice.as_json())
+        elif way in {"cold", "golden"}:
+            self._choice.started(seconds)
         self._left_by = None
+        self._save()
+
+    def failed(self, way: WayOut, error: SwapServeError) -> None:
+        """Take in that it could not leave that way."""
+        mechanism = _MECHANISM_OF.get(way)
+        if mechanism is not None:
+            unsupported = isinstance(error, QuiesceFailed) and error.unsupported
+            self._choice.failed(mechanism, unsupported=unsupported)
+            self._save()
+
+    def _save(self) -> None:
+        if self._model.gpus:
+            self._journal.set_costs(self._model.name, self._choice.as_json())
 
     def gone(self) -> None:
         """Take in that its process has ended."""

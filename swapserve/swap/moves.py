@@ -85,6 +85,7 @@ class Mover:
 
         Raises:
             DeviceBusy: a GPU lacks free memory; nothing was tried and nothing has changed.
+            CudaError: nothing has changed, unless it was `lost`.
             SwapServeError: it did not come; nothing of it runs.
 
         Cancellation: the keeper goes on with the verb under way, for the next daemon to find.
@@ -102,6 +103,10 @@ class Mover:
                 case "live" | "golden":
                     await self._restored(way, holding, trace)
         except (KeeperUnavailable, DeviceBusy):
+            raise
+        except CudaError as error:
+            if error.lost:
+                await self._clear()
             raise
         except SwapServeError:
             await self._clear()
@@ -307,3 +312,8 @@ class Mover:
     def _stop_grace_s(self) -> float:
         own = self._model.stop_grace_s
         return self._model.recipe.stop_grace_s if own is None else own
+
+
+def nothing_tried(error: SwapServeError) -> bool:
+    """Whether a move in ended before anything was done, so that the engine rests as before."""
+    return isinstance(error, DeviceBusy) or (isinstance(error, CudaError) and not error.lost)

@@ -68,7 +68,7 @@ def ways_out(
     Returns:
         Empty if it cannot leave now without losing what is in flight.
     """
-    disk = holding.can_dump and Tier.DISK in model.tiers
+    disk = to_disk(model, holding)
     if to is Tier.HOST and mechanism is not None and mechanism != "restart":
         return (mechanism,)
     if not holding.owned:
@@ -102,10 +102,14 @@ def tier_after(way: WayOut) -> Tier:
 
 def survives(model: ModelConfig, holding: Holding) -> bool:
     """Whether it can leave with requests in flight and go on with them later."""
-    disk = holding.can_dump and Tier.DISK in model.tiers
-    return disk or _could_wait(model, holding)
+    return to_disk(model, holding) or _could_wait(model, holding)
+
+
+def to_disk(model: ModelConfig, holding: Holding) -> bool:
+    """Whether images of it are possible and wanted."""
+    return holding.can_dump and Tier.DISK in model.tiers
 
 
 def makes_golden(model: ModelConfig, holding: Holding) -> bool:
     """Whether a cold start shall end with a golden image."""
-    return model.golden and holding.can_dump and Tier.DISK in model.tiers and not holding.golden
+    return model.golden and to_disk(model, holding) and not holding.golden

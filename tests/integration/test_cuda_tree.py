@@ -126,6 +126,23 @@ async def test_of_many_processes_at_most_four_are_moved_at_once(
             assert most == 4
 
 
+async def test_after_one_has_failed_no_further_one_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path, monkeypatch, call_s=0.2) as here:
+        with (
+            target(here.gpu.env, mib=1) as a,
+            target(here.gpu.env, mib=1) as b,
+            target(here.gpu.env, mib=1) as c,
+            target(here.gpu.env, mib=1) as d,
+            target(here.gpu.env, mib=1) as e,
+        ):
+            here.gpu.fault("checkpoint", "error")
+            assert not (await refused(here, a, b, c, d, e)).lost
+            assert len(here.made("checkpoint")) == 4
+            assert await here.running(a, b, c, d, e)
+
+
 # ---------------------------------------------------- finding, and those that come late
 
 
@@ -190,6 +207,16 @@ async def test_a_process_that_ends_before_it_is_locked_is_none_of_them(
             assert [ref.pid for ref in moving.result().processes] == [one.pid]
 
 
+async def test_a_process_that_ends_while_it_is_locked_is_none_of_them_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path, monkeypatch) as here:
+        with target(here.gpu.env) as one, target(here.gpu.env) as brief:
+            here.gpu.fault("lock", "kill_target", pid=brief.pid)
+            moved = await here.suspended(one, brief)
+            assert [ref.pid for ref in moved.processes] == [one.pid]
+
+
 # ------------------------------------------------------------------ a lock that fails
 
 
@@ -241,7 +268,7 @@ async def test_a_lock_without_the_right_to_it_says_what_right_is_missing(
             assert await here.running(one)
 
 
-async def test_a_target_that_dies_while_it_is_locked_takes_the_engine_along(
+async def test_a_target_that_dies_after_it_was_locked_takes_the_engine_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bench(tmp_path, monkeypatch) as here:
@@ -272,6 +299,12 @@ async def test_a_checkpoint_that_fails_brings_all_back(
             assert (error.phase, error.lost) == ("checkpoint", False)
             assert await here.running(a, b, c)
             assert len(here.made("checkpoint")) <= 3, "nothing was tried again"
+            back = "".join(
+                call.op[0] for call in here.gpu.calls() if call.op in {"restore", "unlock"}
+            )
+            assert back == "r" * back.count("r") + "uuu", (
+                "all were restored before one was unlocked"
+            )
 
 
 async def test_a_process_that_the_driver_gave_up_is_lost_and_the_others_leave_the_gpu(
@@ -284,6 +317,7 @@ async def test_a_process_that_the_driver_gave_up_is_lost_and_the_others_leave_th
             assert error.lost
             assert f"process {one.pid} is failed" in str(error)
             assert await here.states(two) == [AWAY]
+            assert here.made("unlock") == [], "what will be killed does not run once more"
 
 
 async def test_a_process_whose_driver_hangs_is_lost(
@@ -760,6 +794,7 @@ async def test_a_call_of_a_killed_keeper_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bench(tmp_path, monkeypatch) as here:
+        monkeypatch.setattr("swapserve.keeper.cuda.crew.PROBE_TIMEOUT_S", 0.1)
         with target(here.gpu.env) as one:
             here.gpu.fault("checkpoint", "slow", seconds=1)
             async with asyncio.TaskGroup() as tasks, here.workers.lease() as worker:

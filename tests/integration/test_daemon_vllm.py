@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from swapserve.ids import EngineName
+from swapserve.system.cgroup import group_of
 from swapserve.testing.models import cached
 from tests.support.daemon import Daemon, Model, cache_dir, llama, needs_criu, site
 from tests.support.keeper import Caller, caller, start_keeper
@@ -179,9 +180,11 @@ async def _frozen_in_the_middle(keeper: Caller, address: str, tokens: int) -> st
     async with asyncio.TaskGroup() as tasks:
         long = tasks.create_task(_direct(address, tokens, begun))
         await begun.wait()
-        await keeper.freeze(V)
+        group = group_of(await keeper.pid_of(V))
+        assert group is not None
+        await group.freeze(True, timeout_s=10)
         await asyncio.sleep(AWAY_S)  # the time away is what is tested
-        await keeper.thaw(V)
+        await group.freeze(False, timeout_s=10)
     return long.result()
 
 

@@ -90,13 +90,13 @@ async def test_a_rest_frees_what_it_promises_and_waking_gives_the_same_answers(
         (
             "vllm",
             "sleep",
-            ["/pause?mode=wait", "/sleep?level=1"],
+            ["/pause?mode=wait", "/sleep?level=1&mode=keep"],
             ["/wake_up", "/reset_prefix_cache"],
         ),
         (
             "vllm",
             "deep_sleep",
-            ["/pause?mode=wait", "/sleep?level=2"],
+            ["/pause?mode=wait", "/sleep?level=2&mode=keep"],
             [
                 "/wake_up?tags=weights",
                 "/collective_rpc",

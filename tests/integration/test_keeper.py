@@ -74,7 +74,7 @@ async def test_an_engine_goes_through_every_verb_and_answers_the_same_each_time(
         assert keeper.exits == [], "an end that was asked for is no crash"
 
 
-async def test_a_live_image_is_used_once_and_a_frozen_engine_is_silent(held: Site) -> None:
+async def test_a_live_image_is_used_once(held: Site) -> None:
     async with shared(held) as keeper:
         address = await keeper.started(A)
         text = await text_of(address)
@@ -87,35 +87,15 @@ async def test_a_live_image_is_used_once_and_a_frozen_engine_is_silent(held: Sit
         assert await text_of(address) == text
         assert (await keeper.holding(A)).live_image_bytes == 0, "a live image is used once"
 
-        await keeper.freeze(A)
-        assert (await keeper.holding(A)).held is Held.FROZEN
-        with anyio.move_on_after(0.3) as waited:
-            await text_of(address)
-        assert waited.cancelled_caught, "a frozen engine answered"
-        await keeper.thaw(A)
-        assert await text_of(address) == text
-
-        assert await keeper.measure(A) > 1 << 20
+        assert (await keeper.measure(A)).host_bytes > 1 << 20
         await keeper.stop(A, 5.0)
         assert (await keeper.holding(A)).held is Held.NOTHING
         assert keeper.exits == [], "an end that was asked for is no crash"
 
 
-async def test_an_engine_frozen_when_it_is_dumped_comes_back_running(held: Site) -> None:
-    async with shared(held) as keeper:
-        address = await keeper.started(A)
-        text = await text_of(address)
-        await keeper.freeze(A)
-        await keeper.dump(A, "live")
-        await keeper.restore(A, "live")
-        await keeper.healthy(A)
-        assert await text_of(address) == text
-        assert (await keeper.holding(A)).held is Held.RUNNING
-
-
 async def test_what_cannot_be_done_is_refused_with_its_reason(held: Site) -> None:
     async with shared(held) as keeper:
-        for verb in (keeper.freeze, keeper.thaw, keeper.discard, keeper.measure):
+        for verb in (keeper.suspend, keeper.resume, keeper.discard, keeper.measure):
             with pytest.raises(KeeperError, match="not run"):
                 await verb(A)
         with pytest.raises(KeeperError, match="does not run"):
@@ -262,21 +242,6 @@ async def test_a_killed_keeper_leaves_its_engines_to_the_next_one(tmp_path: Path
         second.terminate()
         assert second.wait(30) == 0
         assert traces(here.directory) == {}
-
-
-async def test_a_killed_keeper_leaves_a_frozen_engine_frozen(tmp_path: Path) -> None:
-    with site(tmp_path / "site", [llama("a")]) as here:
-        first = start_keeper(here)
-        async with caller(here) as keeper:
-            address = await keeper.started(A)
-            await keeper.freeze(A)
-            first.kill()
-            first.wait()
-        start_keeper(here)
-        async with caller(here) as keeper:
-            assert (await keeper.holding(A)).held is Held.FROZEN
-            await keeper.thaw(A)
-            assert await text_of(address)
 
 
 async def test_calls_after_the_keeper_s_end_fail_at_once(tmp_path: Path) -> None:

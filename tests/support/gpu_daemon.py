@@ -1,4 +1,4 @@
-"""A daemon whose engines run on GPUs that are not there: the stand-in driver, real everything else."""
+"""A daemon whose engines run on GPUs that are not there: a stand-in driver, all else real."""
 
 import json
 import sys
@@ -41,9 +41,11 @@ class GpuSite:
         assert not self.gpus.hazards()
 
 
-def cuda(name: str, gpus: StandIn, *args: str, ranks: int = 1, **extra: Any) -> Model:
-    """Return a model of which two do not fit on one GPU of `gpus`."""
-    size = int(gpus.config.memory[0] * SHARE)
+def cuda(
+    name: str, gpus: StandIn, *args: str, ranks: int = 1, share: float = SHARE, **extra: Any
+) -> Model:
+    """Return a model that takes a share of each GPU it is on."""
+    size = int(gpus.config.memory[0] * share)
     context = gpus.config.context_bytes
     device = [f"gpu{index}" for index in range(ranks)]
     entry = {
@@ -89,6 +91,7 @@ def gpu_site(
     standing: dict[str, Any] | None = None,
     recipe_changes: dict[str, Any] | None = None,
     args: Sequence[str] = (),
+    share: float = SHARE,
     model: dict[str, Any] | None = None,
     **sections: Any,
 ) -> Iterator[GpuSite]:
@@ -101,6 +104,7 @@ def gpu_site(
         standing: further settings of the stand-in.
         recipe_changes: keys of the recipe.
         args: of every engine.
+        share: of a GPU that each engine takes.
         model: keys of every model.
         sections: of the configuration.
     """
@@ -120,7 +124,7 @@ def gpu_site(
             "cuda_lock_timeout": "2s",
         }
         settings["keeper"] = {**keeper, **settings.get("keeper", {})}
-        models = [cuda(name, there, *args, **(model or {})) for name in names]
+        models = [cuda(name, there, *args, share=share, **(model or {})) for name in names]
         with site(directory, models, env=there.env, **settings) as here:
             yield GpuSite(here, there)
 

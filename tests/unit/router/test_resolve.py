@@ -15,7 +15,10 @@ def directory() -> Directory:
     return Directory(
         [
             ModelConfig(
-                name=EngineName("Qwen/Qwen3-8B"), aliases=("qwen",), recipe=recipe, devices=(device,)
+                name=EngineName("Qwen/Qwen3-8B"),
+                aliases=("qwen",),
+                recipe=recipe,
+                devices=(device,),
             ),
             ModelConfig(name=EngineName("llama-70b"), recipe=recipe, devices=(device,)),
         ]
