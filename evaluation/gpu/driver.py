@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 LIBRARY = "libcuda.so.1"
+_V2 = frozenset(
+    {"cuMemAlloc", "cuMemFree", "cuMemcpyDtoH", "cuMemcpyHtoD", "cuMemHostRegister"},
+)
+"""What cuda.h calls cuMemAlloc is the symbol cuMemAlloc_v2. Not so elsewhere: the symbol
+cuCtxSynchronize_v2 of newer drivers takes a context (cuda.h of CUDA 13)."""
 
 
 class DriverFailed(Exception):
@@ -54,8 +59,7 @@ class Driver:
             raise DriverFailed(function, code, self._name(code))
 
     def _symbol(self, function: str) -> Any:  # noqa: ANN401
-        # What cuda.h calls cuMemAlloc is the symbol cuMemAlloc_v2: the newest one is meant.
-        return getattr(self._lib, f"{function}_v2", None) or getattr(self._lib, function, None)
+        return getattr(self._lib, f"{function}_v2" if function in _V2 else function, None)
 
     def _name(self, code: int) -> str:
         said = ctypes.c_char_p()

@@ -473,6 +473,15 @@ EXPORT int cuCtxSynchronize(void)
     return gate_leave(current_gpu >= 0 ? OK : INVALID_CONTEXT);
 }
 
+/* Of drivers for CUDA 13: whoever takes it for the newer one without arguments is found out. */
+EXPORT int cuCtxSynchronize_v2(const void *context)
+{
+    int result = gate_enter();
+    if (result != OK)
+        return result;
+    return gate_leave(context != NULL && is_context(context) ? OK : INVALID_CONTEXT);
+}
+
 /* --- memory -------------------------------------------------------------------------------------- */
 
 EXPORT int cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
