@@ -266,7 +266,7 @@ class Board:
         engine.last_error = error
 
     def refuse_in(self, engine: Engine, error: SwapServeError) -> None:
-        """Count a bring-in that was not tried for want of memory, and pause before the next try.
+        """Count a bring-in that ended before anything was done, and pause before the next try.
 
         Who waits goes on waiting, until it has been refused too often.
         """
@@ -276,8 +276,8 @@ class Board:
         engine.last_error = error
         if engine.refusals >= REFUSALS_MAX:
             reason = (
-                f"'{engine.name}' could not be brought in {engine.refusals} times in a row,"
-                f" for want of free GPU memory. Last error: {error}"
+                f"'{engine.name}' could not be brought in, {engine.refusals} times in a row."
+                f" Last error: {error}"
             )
             self.refuse_waiting(engine, EngineUnavailable(engine.name, reason))
 

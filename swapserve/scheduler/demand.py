@@ -74,7 +74,7 @@ class Engine:
     refusing: bool = False
     """The last bring-in failed: new leases are refused until `retry_at`."""
     refusals: int = 0
-    """Bring-ins in a row that were not even tried, for want of free memory on a GPU."""
+    """Bring-ins in a row that ended before anything was done: a GPU had no room, or was mute."""
     last_error: SwapServeError | None = None
     out_failures: int = 0
     out_retry_at: float = 0.0

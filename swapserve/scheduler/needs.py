@@ -49,10 +49,3 @@ def capacity_error(board: Board, engine: Engine) -> CapacityError | None:
         if wanted > offered:
             return CapacityError(engine.name, device, wanted, offered)
     return None
-
-
-def may_ever_fit(board: Board, engine: Engine) -> bool:
-    """Return whether what would be promised to it could be made free on all its devices."""
-    return all(
-        size <= available(board, engine, device) for device, size in needed(board, engine).items()
-    )

@@ -22,7 +22,7 @@ from swapserve.messages import Footprint
 from swapserve.scheduler import commands
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine, Since
-from swapserve.scheduler.needs import capacity_error, may_ever_fit, needed
+from swapserve.scheduler.needs import capacity_error, needed
 from swapserve.scheduler.policy import Candidate, choose, over_age_at, preempts, spared
 from swapserve.scheduler.victims import candidates, hopeful
 from swapserve.states import EngineState
@@ -132,7 +132,7 @@ class _Plan:
             return True
         self.board.refuse_waiting(engine, error)
         self.board.answer(engine.ins, error)
-        return bool(engine.suspended) and may_ever_fit(self.board, engine)
+        return bool(engine.suspended)
 
     def _serve(self, engine: Engine, since: Since) -> bool:
         """Bring the engine in or make room for it; False if younger wishes must stand back."""

@@ -8,7 +8,7 @@ of a transition loses its leases at once; its bytes follow with the transition's
 always comes.
 """
 
-from swapserve.errors import DeviceBusy, EngineUnavailable, IllegalTransition
+from swapserve.errors import CudaError, DeviceBusy, EngineUnavailable, IllegalTransition
 from swapserve.ids import DeviceName
 from swapserve.messages import (
     EngineExited,
@@ -192,9 +192,10 @@ def failed(board: Board, event: TransitionFailed) -> None:
 
 
 def _refused(event: TransitionFailed) -> bool:
-    """Return whether nothing was tried, so that its requests lose nothing by another try."""
-    untouched = event.tier is not Tier.DEVICE and not event.leases_lost
-    return untouched and isinstance(event.error, DeviceBusy)
+    """Return whether nothing was done, so that its requests lose nothing by another try."""
+    error = event.error
+    harmless = isinstance(error, DeviceBusy) or (isinstance(error, CudaError) and not error.lost)
+    return harmless and event.tier is not Tier.DEVICE and not event.leases_lost
 
 
 def _balance_failed(board: Board, engine: Engine, event: TransitionFailed) -> None:

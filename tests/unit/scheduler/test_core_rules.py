@@ -247,6 +247,23 @@ def test_an_engine_that_cannot_be_preempted_is_drained_and_grants_nothing_more()
     assert world.state(late) is L.WAITING
 
 
+def test_two_wishes_do_not_count_on_the_same_draining_engine() -> None:
+    world = World(
+        *(engine(name, 6) for name in "abcd"), capacity=12, can_preempt=False, quantum=10.0
+    )
+    world.request("a")
+    world.settle()
+    world.advance(5.0)
+    world.request("b")
+    world.settle()
+    world.request("c")
+    world.request("d")
+    world.advance(5.0)
+    assert world.core.state(EngineName("b")) is S.READY
+    world.advance(5.0)
+    assert {world.core.state(EngineName(name)) for name in "ab"} == {S.DRAINING}
+
+
 def test_a_drain_is_taken_back_when_its_caller_leaves() -> None:
     world = World(engine("a"), engine("b"), busy="drain")
     world.request("a")

@@ -4,9 +4,16 @@ from functools import partial
 
 import pytest
 
-from swapserve.errors import CapacityError, DeviceBusy, EngineUnavailable, IllegalTransition
+from swapserve.errors import (
+    CapacityError,
+    CudaError,
+    DeviceBusy,
+    EngineUnavailable,
+    IllegalTransition,
+    SwapServeError,
+)
 from swapserve.ids import DeviceName, EngineName
-from swapserve.messages import BringIn, SwapOut
+from swapserve.messages import BringIn, EngineReady, SwapOut
 from swapserve.scheduler.policy import REFUSALS_MAX
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import DEVICE, World, engine, gpu, host
@@ -440,6 +447,24 @@ def test_an_unknown_footprint_takes_all_its_gpus_until_each_is_measured() -> Non
     assert world.core.footprint(EngineName("wide")) == {G0: 7, G1: 7}
 
 
+def test_a_gpu_that_was_not_read_keeps_what_was_promised_on_it() -> None:
+    world = World(engine("wide", None, device=("g0", "g1")), devices=[gpu("g0"), gpu("g1")])
+    world.request("wide")
+    del world.pending[EngineName("wide")]
+    world.states[EngineName("wide")] = S.READY
+    world.send(EngineReady(engine=EngineName("wide"), footprint={G0: 4}, seconds=1.0))
+    assert world.core.devices()[G0].committed_bytes == 4
+    assert world.core.devices()[G1].committed_bytes == 10
+    assert world.core.footprint(EngineName("wide")) == {G0: 4}
+
+
+def test_what_a_broken_engine_of_unknown_size_was_promised_is_not_free() -> None:
+    world = World(engine("a", None, device="g0"), devices=[gpu("g0")])
+    world.request("a")
+    world.fail("a", S.FAILED, Tier.DEVICE)
+    assert world.core.devices()[G0].committed_bytes == 10
+
+
 def test_a_broken_engine_gives_back_all_its_gpus_by_one_stop() -> None:
     world = two_gpus()
     resident(world, "wide")
@@ -507,6 +532,33 @@ def test_too_many_refusals_in_a_row_end_the_wait_with_the_reason() -> None:
     patient = world.request("a")
     world.refuse("a")
     assert world.state(patient) is L.WAITING, "a success begins the count anew"
+
+
+def test_a_bring_in_that_the_driver_undid_is_a_refusal_like_one_for_want_of_memory() -> None:
+    world = one_gpu(6)
+    waiter = world.request("a")
+    world.fail("a", S.SWAPPED_OUT, Tier.DISK, error=CudaError("a", "restore", "busy", lost=False))
+    assert world.state(waiter) is L.WAITING
+    world.advance(2.0)
+    world.settle()
+    assert world.state(waiter) is L.ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("tier", "lost", "error"),
+    [
+        (Tier.DEVICE, False, DeviceBusy("a", "GPU-0", 6, 5)),
+        (Tier.NONE, True, DeviceBusy("a", "GPU-0", 6, 5)),
+        (Tier.NONE, False, CudaError("a", "restore", "out of memory", lost=True)),
+    ],
+)
+def test_a_bring_in_that_changed_something_is_a_failure(
+    tier: Tier, lost: bool, error: SwapServeError
+) -> None:
+    world = one_gpu(6)
+    waiter = world.request("a")
+    world.fail("a", S.FAILED, tier, lost=lost, error=error)
+    assert world.error(waiter) is error
 
 
 def test_suspended_leases_outlast_every_refusal() -> None:

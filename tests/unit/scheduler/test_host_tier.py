@@ -4,7 +4,7 @@ import pytest
 
 from swapserve.errors import EngineCrashed
 from swapserve.ids import DeviceName, EngineName
-from swapserve.messages import EngineExited, SwapOut
+from swapserve.messages import EngineExited, EngineLeft, SwapOut
 from swapserve.scheduler.victims import candidates
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import DEVICE, World, engine, gpu, host
@@ -85,6 +85,17 @@ def test_ram_reserved_for_one_that_went_to_disk_after_all_is_free_again() -> Non
     world.left("a", Tier.DISK)
     account = world.core.devices()[DEVICE]
     assert (account.reserved_bytes, account.committed_bytes) == (0, 0)
+
+
+def test_only_an_engine_in_the_host_tier_holds_ram() -> None:
+    world = machine(6)
+    resident(world, "a")
+    world.command("swap_out", "a")
+    name = EngineName("a")
+    del world.pending[name]
+    world.states[name], world.tiers[name] = S.SWAPPED_OUT, Tier.DISK
+    world.send(EngineLeft(engine=name, tier=Tier.DISK, seconds=1.0, host_bytes=6))
+    assert in_ram(world) == 0
 
 
 def test_ram_is_kept_until_the_engine_serves_again() -> None:
@@ -549,6 +560,34 @@ def test_a_residue_that_stayed_after_a_move_to_host_is_dropped_with_the_move_to_
     world.advance(2.0)
     assert bound_for(world)[-1] == "a disk"
     world.settle()
+    assert world.state(waiter) is L.ACTIVE
+
+
+def test_a_residue_stays_whose_requests_lost_their_room_in_ram_to_another_victim() -> None:
+    world = World(
+        engine("a", 4, device="g0", ram=DEVICE),
+        engine("v", 7, device="g1", ram=DEVICE),
+        engine("wide", 10, device=("g0", "g1"), ram=DEVICE),
+        devices=[host(), gpu("g0"), gpu("g1")],
+        see=False,
+    )
+    for name in ("a", "v", "wide"):
+        world.see(name, can_dump=name != "a")
+    stream = world.request("a")
+    world.settle()
+    resident(world, "v")
+    world.command("swap_out", "a")
+    world.left("a", in_ram=3, residue={"g0": 1})
+    waiter = world.request("wide")
+    assert bound_for(world) == ["a host", "v host"]
+    world.left("v")
+    for _ in range(3):
+        world.advance(10.0)
+        world.settle()
+        for lease in world.on("a", L.ACTIVE):
+            world.end(lease)
+    world.settle()
+    assert world.error(stream) is None
     assert world.state(waiter) is L.ACTIVE
 
 
