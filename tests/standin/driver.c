@@ -623,23 +623,6 @@ EXPORT int cuMemFreeHost(void *host)
     return gate_leave(OK);
 }
 
-EXPORT int cuMemHostRegister_v2(void *host, size_t bytes, unsigned flags)
-{
-    (void)flags;
-    int result = gate_enter();
-    if (result != OK)
-        return result;
-    return gate_leave(host != NULL && bytes > 0 ? OK : INVALID_VALUE);
-}
-
-EXPORT int cuMemHostUnregister(void *host)
-{
-    int result = gate_enter();
-    if (result != OK)
-        return result;
-    return gate_leave(host != NULL ? OK : INVALID_VALUE);
-}
-
 /* --- kernels: one is known, `spin`, whose one argument is how many nanoseconds it takes ---------- */
 
 EXPORT int cuModuleLoadData(const void **module, const void *image)
