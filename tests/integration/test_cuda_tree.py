@@ -104,6 +104,9 @@ async def test_after_criu_the_processes_are_found_by_their_state(
             moved = await here.suspended(one, idle)
             await here.tree(one, idle).resume(None, moved.device_bytes, Phases())
             assert await here.running(one)
+            with pytest.raises(CudaError, match="none of its processes") as error:
+                await here.tree(idle).resume(None, moved.device_bytes, Phases())
+            assert error.value.lost
 
 
 async def test_of_many_processes_at_most_four_are_moved_at_once(
@@ -332,6 +335,23 @@ async def test_a_process_whose_driver_hangs_is_lost(
             assert f"process {one.pid} is unknown" in str(error)
             assert await here.states(two) == [AWAY]
             assert here.made("checkpoint", one) == [one.pid], "nothing was tried again"
+
+
+@pytest.mark.parametrize(("rate", "enough"), [(4 * MIB, True), (100 * MIB, False)])
+async def test_more_bytes_may_take_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int, enough: bool
+) -> None:
+    """12 MiB: 3 s at the slower rate, 0.12 s at the faster one, and half a second besides."""
+    async with bench(tmp_path, monkeypatch, keeper=[("cuda_rate_bytes", rate)]) as here:
+        hurry(monkeypatch)
+        with target(here.gpu.env) as one:
+            here.gpu.fault("checkpoint", "slow", seconds=1)
+            if enough:
+                moved = await here.suspended(one)
+                here.gpu.fault("restore", "slow", seconds=1)
+                await here.resumed(moved, one)
+            else:
+                assert "no answer within 0.62 s" in str(await refused(here, one))
 
 
 async def test_memory_that_the_driver_cannot_move_is_named(

@@ -207,7 +207,7 @@ class Link:
             if len(self._calls) == waiting:
                 break
         self._stop_reading()
-        said = self._helper.said()
+        said = " ".join(self._helper.said().split())
         status = self._helper.reap()
         reason = self._ending or BY_ITSELF
         if reason == BY_ITSELF:

@@ -104,7 +104,6 @@ class Suspension:
 
     def _at(self, step: str) -> AbstractContextManager[None]:
         self._step = step
-        self._go_on()
         return self._phases.phase(step)
 
     def _go_on(self) -> None:

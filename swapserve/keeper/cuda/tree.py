@@ -7,18 +7,11 @@ from typing import Literal
 
 from swapserve.config.schema import KeeperConfig
 from swapserve.errors import CudaError, DeviceBusy
-from swapserve.keeper.cuda.calls import (
-    CudaCallFailed,
-    CudaOutcomeUnknown,
-    CudaState,
-    CudaUnavailable,
-    Pairs,
-)
+from swapserve.keeper.cuda.calls import CudaState, CudaUnavailable, Pairs
 from swapserve.keeper.cuda.crew import Crew, Odd, Seen, describe
 from swapserve.keeper.cuda.finding import Finder, Unstable
 from swapserve.keeper.cuda.pool import Workers
 from swapserve.keeper.cuda.readings import Readings
-from swapserve.keeper.cuda.reasons import explain
 from swapserve.keeper.cuda.remap import NoMapping, whole_mapping
 from swapserve.keeper.cuda.resume import Resumption
 from swapserve.keeper.cuda.shelter import sheltered
@@ -139,13 +132,19 @@ class CudaTree:
                 if processes is None:
                     with phases.phase("find"):
                         seen = await self._see(crew)
-                    processes = tuple(seen)
+                    processes = self._found(seen, needs)
                 work = Resumption(self._engine, crew, phases, pairs=all_pairs)
                 await sheltered(work.run(processes))
         except (CudaUnavailable, NvmlUnavailable, Unstable, NoMapping) as error:
             raise CudaError(self._engine, "restore", str(error), lost=False) from error
-        except (CudaCallFailed, CudaOutcomeUnknown) as error:
-            raise CudaError(self._engine, "find", explain(error), lost=False) from error
+
+    def _found(
+        self, seen: Mapping[ProcessRef, Seen], needs: Mapping[str, int]
+    ) -> tuple[ProcessRef, ...]:
+        if not seen and any(needs.values()):
+            message = "none of its processes has the GPU state that it was suspended with"
+            raise CudaError(self._engine, "find", message, lost=True)
+        return tuple(seen)
 
     async def _all_pairs(self, pairs: Pairs) -> Pairs:
         if all(old == new for old, new in pairs):
@@ -191,7 +190,7 @@ class CudaTree:
                             )
                             await crew.quench(tuple(seen))
                     return Settled(state=_where(seen), processes=tuple(seen))
-            except (CudaUnavailable, CudaCallFailed, CudaOutcomeUnknown, Unstable) as error:
+            except (CudaUnavailable, Unstable) as error:
                 log.warning("event=gpu_state_unknown engine=%s error=%s", self._engine, error)
                 return Settled(state="lost")
 
@@ -212,7 +211,7 @@ class CudaTree:
                     seen = await self._see(crew)
                     crew.moved_bytes = await self._held_bytes()
                     return await crew.quench(tuple(seen))
-            except (CudaUnavailable, CudaCallFailed, CudaOutcomeUnknown, Unstable) as error:
+            except (CudaUnavailable, Unstable) as error:
                 log.warning("event=not_quenched engine=%s error=%s", self._engine, error)
                 return False
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,3 +153,13 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return "State:\tZ"
+
+
+def test_a_tool_may_stay_in_our_process_group_and_still_has_its_time_limit() -> None:
+    code = "import os; print(os.getpgid(0))"
+    said = run_sync([PYTHON, "-c", code], timeout_s=20, own_session=False).stdout
+    assert int(said) == os.getpgid(0)
+    begun = time.monotonic()
+    with pytest.raises(CommandTimeout):
+        run_sync(["/bin/sleep", "60"], timeout_s=0.05, own_session=False)
+    assert time.monotonic() - begun < 20
