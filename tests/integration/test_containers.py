@@ -18,14 +18,29 @@ import httpx
 import pytest
 
 from swapserve.errors import KeeperError, StartFailed
+from swapserve.keeper.apptainer import ApptainerLauncher
 from swapserve.keeper.attach import AttachedLauncher
 from swapserve.keeper.containers import ContainerLauncher, sweep
 from swapserve.keeper.launch import Launched
 from swapserve.keeper.phases import Phases
 from swapserve.keeper.runtimes import ContainerTool
+from swapserve.system import host, linux, process
+from swapserve.system.cgroup import Cgroup, mount_point
 from swapserve.system.process import ProcessRef
+from swapserve.system.tools import find_tool
 from swapserve.testing.engine import expected_tokens
-from tests.support.containers import GPU, IMAGE, Ground, boxed, ground, said, started, why_not
+from tests.support.containers import (
+    GPU,
+    IMAGE,
+    ROOT,
+    Ground,
+    boxed,
+    ground,
+    image_directory,
+    said,
+    started,
+    why_not,
+)
 from tests.support.leaks import wait_for
 
 pytestmark = [
@@ -536,3 +551,99 @@ async def test_a_gpu_is_asked_for_by_its_uuid(stub: Ground) -> None:
     async with running(launcher) as launched:
         environ = Path(f"/proc/{launched.root.pid}/environ").read_bytes().split(b"\0")
         assert f"CUDA_VISIBLE_DEVICES={GPU}".encode() in environ
+
+
+# ------------------------------------------------------------------- apptainer
+
+
+@pytest.fixture
+def apptainer(tmp_path: Path) -> Iterator[Callable[..., ApptainerLauncher]]:
+    """Return what makes launchers for an image that is a directory."""
+    if reason := why_not("apptainer"):
+        pytest.skip(reason)
+    program = find_tool("apptainer")
+    assert program is not None
+    image = image_directory(tmp_path)
+    mount = mount_point()
+    group = Cgroup(mount / f"test-apptainer-{os.getpid()}") if mount else None
+    if group is not None:
+        group.make()
+    log = tmp_path / "log" / "engine.log"
+
+    def make(**recipe: Any) -> ApptainerLauncher:
+        where = str(recipe.pop("image", image))
+        (model,) = boxed(tmp_path, "apptainer", where, "a", **recipe).models.values()
+        return ApptainerLauncher(
+            model,
+            program,
+            port=host.free_port(),
+            group=group,
+            log=log,
+            cache=tmp_path / "cache",
+            work=tmp_path / "work",
+            seccomp_file=tmp_path / "seccomp.json",
+            log_tail=lambda _: log.read_text(),
+        )
+
+    linux.become_subreaper()  # as the keeper is
+    yield make
+    process.reap_orphans(set())
+    if group is not None:
+        wait_for("its group is empty", lambda: not group.pids(), 10)
+        group.remove()
+
+
+@pytest.mark.containers
+async def test_an_engine_lives_in_a_container_of_apptainer(
+    apptainer: Callable[..., ApptainerLauncher],
+) -> None:
+    made = apptainer(env={"PYTHONPATH": str(ROOT), "WITH_COMMA": "a,b $HOME"})
+    launched = await made.launch(Phases())
+    try:
+        await healthy(launched.address)
+        assert await text_of(launched.address) == "".join(expected_tokens("hello", None, 5))
+        assert launched.group is not None
+        tree = process.tree(launched.root.pid)
+        assert set(tree) <= launched.group.pids()
+        engine = tree[-1]
+        lines = Path(f"/proc/{engine}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        environ = Path(f"/proc/{engine}/environ").read_bytes().split(b"\0")
+        assert b"WITH_COMMA=a,b $HOME" in environ
+        assert b"HOME=/cache" in environ
+        await launched.group.freeze(True, timeout_s=5)
+        found = await made.find(launched.root)
+        assert found is not None
+        assert (found.root, found.frozen) == (launched.root, True)
+        await launched.group.freeze(False, timeout_s=5)
+        assert await text_of(launched.address) == "".join(expected_tokens("hello", None, 5))
+    finally:
+        with anyio.fail_after(15):
+            await made.end(10.0)  # TERM is handed on
+    assert not launched.root.alive()
+    await made.end(1.0)  # harmless
+    assert await made.find(launched.root) is None
+
+
+@pytest.mark.containers
+async def test_a_frozen_engine_of_apptainer_is_killed(
+    apptainer: Callable[..., ApptainerLauncher],
+) -> None:
+    made = apptainer()
+    launched = await made.launch(Phases())
+    await healthy(launched.address)
+    assert launched.group is not None
+    await launched.group.freeze(True, timeout_s=5)
+    with anyio.fail_after(8):
+        await made.end(60.0)
+    wait_for("all of it has ended", lambda: not launched.group or not launched.group.pids(), 5)
+
+
+@pytest.mark.containers
+async def test_an_image_that_apptainer_has_not_is_named(
+    apptainer: Callable[..., ApptainerLauncher],
+) -> None:
+    with pytest.raises(StartFailed, match=r"/no/such\.sif"):
+        await apptainer(image="/no/such.sif").launch(Phases())

@@ -494,13 +494,19 @@ def first_process(
 
 
 def own_group(stub: Stub, identifier: str) -> Cgroup | None:
+    path = group_path(stub)
+    if path is None:
+        return None
+    group = Cgroup(path / identifier)
+    group.make()
+    return group
+
+
+def group_path(stub: Stub) -> Path | None:
     mount = mount_point()
     if mount is None or os.geteuid() != 0:
         return None
-    tag = hashlib.sha256(str(stub.directory).encode()).hexdigest()[:8]
-    group = Cgroup(mount / f"stub-{tag}" / identifier)
-    group.make()
-    return group
+    return mount / f"stub-{hashlib.sha256(str(stub.directory).encode()).hexdigest()[:8]}"
 
 
 def become(stub: Stub, one: dict[str, Any], group: Cgroup | None, failures: int) -> None:
@@ -686,18 +692,28 @@ def installed(kind: str, directory: Path, *images: str) -> Iterator[Installed]:
 def remove_all(made: Installed, kind: str) -> None:
     (made.directory / "faults.json").unlink(missing_ok=True)
     stub = Stub(kind, made.directory)
-    supervisors = [one["supervisor"] for one in made.containers().values() if one["supervisor"]]
     for name, one in made.containers().items():
         if one["pid"]:
             stub.kill(one)
         stub.rm({}, [name])
-    for pid in supervisors:
-        wait_for("the supervisor has ended", lambda pid=pid: not _is_ours(pid, made.directory), 10)  # type: ignore[misc]
+    # Calls that hang, and supervisors on their way out.
+    for pid in _with_directory(made.directory):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_for("all calls have ended", lambda: not _with_directory(made.directory), 10)
+    if (group := group_path(stub)) is not None:
+        left = list(group.rglob("cgroup.procs"))
+        wait_for("its cgroups are empty", lambda: not any(map(Path.read_text, left)), 10)
+        Cgroup(group).remove()
     shutil.rmtree(made.directory)
 
 
-def _is_ours(pid: int, directory: Path) -> bool:
-    try:
-        return str(directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def _with_directory(directory: Path) -> list[int]:
+    """Return the processes of this stub: its directory is in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            program = f"{directory}/bin/".encode()
+            if entry.name.isdigit() and program in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
