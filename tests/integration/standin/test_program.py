@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.cuda import (
     FORWARD,
+    NOT_ROOT,
     Ended,
     cuda_engine,
     ended,
@@ -17,6 +18,7 @@ def run(gpu: StandIn, *words: str) -> Ended:
     return ended(gpu, gpu.program, *words)
 
 
+@pytest.mark.skipif(bool(NOT_ROOT), reason=NOT_ROOT)
 def test_an_old_driver_has_only_the_program(tmp_path: Path) -> None:
     with standin(tmp_path / "gpu", driver="555.42.02", cuda=12050, api=False) as gpu:
         symbols = (libraries(api=False) / "libcuda.so.1").read_bytes()
