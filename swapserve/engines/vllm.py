@@ -71,10 +71,10 @@ class VllmAdapter(RestingAdapter):
         else:
             if how == "deep_sleep":
                 self._deep.add(address)
+            # Its default mode would abort a request that came in since, and waits for its turn.
             level = "2" if how == "deep_sleep" else "1"
-            await self._calls.post(
-                address, "/sleep", params={"level": level}, timeout_s=REST_TIMEOUT_S
-            )
+            params = {"level": level, "mode": "keep"}
+            await self._calls.post(address, "/sleep", params=params, timeout_s=REST_TIMEOUT_S)
         # Older versions answered before they were done.
         await self._until("falling asleep", lambda: self._sleeps(address), REST_TIMEOUT_S)
 
@@ -95,30 +95,30 @@ class VllmAdapter(RestingAdapter):
     async def _wake(self, address: str) -> None:
         if not await self._resting(address):
             return
-        if await self._lost_its_weights(address):
-            # The cache last: so there is room for what loading takes.
-            await self._wake_up(address, tags="weights")
+        lost = await self._lost_its_weights(address)
+        # In parts, and the cache last: it resumes with the last part, and must have read its
+        # weights by then; and before the cache takes its place there is room for reading them.
+        # (A part that does not sleep is left alone. Older versions, asked for all after a part,
+        # map that part a second time.)
+        await self._wake_up(address, "weights")
+        if lost:
             await self._calls.post(
                 address,
                 "/collective_rpc",
                 body={"method": "reload_weights"},
                 timeout_s=WAKE_TIMEOUT_S,
             )
-            # Not everything at once: older versions map the weights a second time then.
-            await self._wake_up(address, tags="kv_cache")
-        else:
-            await self._wake_up(address)
         await self._until(
             "/reset_prefix_cache", lambda: self._prefixes_forgotten(address), IDLE_TIMEOUT_S
         )
+        await self._wake_up(address, "kv_cache")
         if await self._paused(address):
             await self._calls.post(address, "/resume", timeout_s=STATUS_TIMEOUT_S)
         await self._until("waking up", lambda: self._awake(address), STATUS_TIMEOUT_S)
         self._deep.discard(address)
 
-    async def _wake_up(self, address: str, tags: str | None = None) -> None:
-        params = {"tags": tags} if tags else None
-        await self._calls.post(address, "/wake_up", params=params, timeout_s=WAKE_TIMEOUT_S)
+    async def _wake_up(self, address: str, part: str) -> None:
+        await self._calls.post(address, "/wake_up", params={"tags": part}, timeout_s=WAKE_TIMEOUT_S)
 
     async def _lost_its_weights(self, address: str) -> bool:
         """Whether they must be read from disk again; yes if nobody knows: that is never wrong."""

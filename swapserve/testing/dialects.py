@@ -107,6 +107,8 @@ class Vllm(Calls):
             raise refusal(web.HTTPBadRequest, "level should be 0, 1 or 2")
         if self._part.running and not self._part.paused:
             self._part.crash("CUDA error: an illegal memory access was encountered")
+        if query.get("mode", "abort") == "abort":
+            await self._part.abort()
         self._part.paused = True
 
         async def work() -> None:

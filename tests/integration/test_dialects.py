@@ -85,13 +85,13 @@ async def test_a_rest_frees_what_it_promises_and_waking_gives_the_same_answers(
             "vllm",
             "release",
             ["/pause?mode=wait", "/release_kv_cache_memory"],
-            ["/wake_up", "/reset_prefix_cache"],
+            ["/wake_up?tags=weights", "/reset_prefix_cache", "/wake_up?tags=kv_cache"],
         ),
         (
             "vllm",
             "sleep",
             ["/pause?mode=wait", "/sleep?level=1&mode=keep"],
-            ["/wake_up", "/reset_prefix_cache"],
+            ["/wake_up?tags=weights", "/reset_prefix_cache", "/wake_up?tags=kv_cache"],
         ),
         (
             "vllm",
@@ -100,8 +100,8 @@ async def test_a_rest_frees_what_it_promises_and_waking_gives_the_same_answers(
             [
                 "/wake_up?tags=weights",
                 "/collective_rpc",
-                "/wake_up?tags=kv_cache",
                 "/reset_prefix_cache",
+                "/wake_up?tags=kv_cache",
             ],
         ),
         (
@@ -335,12 +335,12 @@ async def test_weights_that_cannot_be_read_again_are_not_forgotten_by_sglang() -
         assert engine.part.paused
 
 
-async def test_a_cache_index_that_stays_is_not_taken_for_awake(impatient: None) -> None:
+async def test_vllm_with_an_index_of_a_lost_cache_is_not_resumed(impatient: None) -> None:
     async with running("vllm", habits=Habits(refused=frozenset({"/reset_prefix_cache"}))) as engine:
         await engine.adapter.rest(engine.address, "sleep")
         with pytest.raises(QuiesceFailed, match="reset_prefix_cache") as failed:
             await engine.adapter.wake(engine.address)
-        assert failed.value.left_awake is None
+        assert failed.value.left_awake is False
 
 
 async def test_vllm_without_metrics_is_given_its_weights_again() -> None:
