@@ -21,9 +21,12 @@ from swapserve.errors import KeeperError, StartFailed
 from swapserve.keeper.apptainer import ApptainerLauncher
 from swapserve.keeper.attach import AttachedLauncher
 from swapserve.keeper.containers import ContainerLauncher, sweep
+from swapserve.keeper.context import Context
 from swapserve.keeper.launch import Launched
+from swapserve.keeper.launchers import launcher_of
 from swapserve.keeper.phases import Phases
-from swapserve.keeper.runtimes import ContainerTool
+from swapserve.keeper.place import Place, new_record
+from swapserve.keeper.runtimes import ContainerTool, Runtimes
 from swapserve.system import host, linux, process
 from swapserve.system.cgroup import Cgroup, mount_point
 from swapserve.system.process import ProcessRef
@@ -536,6 +539,53 @@ def ground_of(kind: str, directory: str, tag: str) -> ContainerLauncher:
     launcher._tag = tag
     launcher.name = f"swapserve-{tag}-a"
     return launcher
+
+
+async def test_the_configuration_says_what_runs_the_container(stub: Ground) -> None:
+    program = str(stub.tool.program)
+    config = boxed(stub.directory, stub.tool.kind, IMAGE, "a", program=program)
+    context = Context(config)
+    (model,) = config.models.values()
+    record = new_record(model, index=None)
+    place = Place(model, context, record)
+    runtimes = Runtimes(config.keeper)
+    made = launcher_of(place, context, runtimes, port=record.port, held=dict)
+    assert made is not None
+    assert made.owned
+    launched = await made.launch(Phases())
+    try:
+        assert launched.address == place.address
+        await healthy(launched.address)
+        later = launcher_of(place, context, runtimes, port=record.port, held=dict)
+        assert later is not None
+        found = await later.find(launched.root)
+        assert found is not None
+        assert found.root == launched.root
+        assert "8000" in await later.log_tail(5)
+        assert await later.exit_status() == "unknown"
+        assert await later.pause(True)
+        assert await later.pause(False)
+    finally:
+        await made.end(1.0)
+    assert not launched.root.alive()
+
+
+async def test_without_a_runtime_the_start_says_so(stub: Ground) -> None:
+    assert stub.stub is not None
+    program = str(stub.tool.program)
+    config = boxed(stub.directory, stub.tool.kind, IMAGE, "a", program=program)
+    context = Context(config)
+    (model,) = config.models.values()
+    place = Place(model, context, new_record(model, index=None))
+    made = launcher_of(place, context, Runtimes(config.keeper), port=1, held=dict)
+    assert made is not None
+    stub.stub.fault(version="fail fail fail fail")
+    with pytest.raises(StartFailed, match=r"nothing here runs containers: .*Is it running"):
+        await made.launch(Phases())
+    with pytest.raises(KeeperError):
+        await made.find(None)
+    assert await made.log_tail(5) == ""
+    assert await made.exit_status() == "unknown"
 
 
 # ------------------------------------------------------------------ GPUs

@@ -61,7 +61,13 @@ class Ground:
 
 
 def boxed(
-    directory: Path, runtime: str, image: str, *names: str, device: str = "", **recipe: Any
+    directory: Path,
+    runtime: str,
+    image: str,
+    *names: str,
+    device: str = "",
+    program: str = "",
+    **recipe: Any,
 ) -> Config:
     """Return a configuration of small engines that run in containers of an image."""
     recipes = directory / "recipes"
@@ -86,7 +92,9 @@ def boxed(
     model = {"recipe": "boxed"} | ({"device": device} if device else {})
     whole = {
         "recipe_dirs": [str(recipes)],
-        "keeper": {"container_runtime": runtime},
+        "keeper": {"container_runtime": runtime}
+        | ({"container_program": program} if program else {}),
+        "paths": {name: str(directory / name) for name in ("state_dir", "image_dir", "run_dir")},
         "devices": {
             "ram": {"memory": "1GiB"},
             "gpu0": {"kind": "gpu", "memory": "1GiB", "uuid": GPU},
