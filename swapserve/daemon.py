@@ -229,7 +229,7 @@ class Daemon:
             raise EngineUnavailable(engine, f"'{engine}' has no address now.")
         host, _, port = actor.holding.address.rpartition(":")
         return Place(
-            host=host,
+            host=host.strip("[]"),
             port=int(port),
             # Also after a live image: what was restored may stem from a golden one.
             fresh_seed=actor.holding.restored_from is not None,
