@@ -163,7 +163,7 @@ def test_an_image_for_apptainer_is_a_file(fail: Fail, load_text: Load, gguf: Pat
     text = "keeper: {container_runtime: apptainer}\n" + CONTAINER
     assert "nothing is pulled" in only(fail, text)
     assert "not there" in only(fail, text.replace("docker.io/org/engine:1", "TMP/none.sif"))
-    assert load_text(text.replace("docker.io/org/engine:1", "TMP"))
+    assert load_text(text.replace("docker.io/org/engine:1", "TMP")).models
 
 
 def test_a_program_without_its_kind_is_refused(fail: Fail, write: Write, program: Path) -> None:
