@@ -264,7 +264,7 @@ def test_promises_hold_on_four_gpus() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(os.environ.get("SWAPSERVE_EXAMPLES", "400")),
+            max_examples=int(os.environ.get("SWAPSERVE_EXAMPLES", "200")),
             stateful_step_count=80,
             deadline=None,
             report_multiple_bugs=False,
