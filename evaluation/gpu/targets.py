@@ -14,7 +14,9 @@ from swapserve.system.detached import spawn_detached
 from swapserve.system.process import ProcessRef
 
 START_TIMEOUT_S = 60.0
-ORDER_TIMEOUT_S = 180.0
+ORDER_TIMEOUT_S = 10.0
+"""Longest order on no memory at all; a process that is still locked answers none."""
+SLOWEST_BYTES_PER_S = 800e6
 END_TIMEOUT_S = 20.0
 POLL_S = 0.02
 
@@ -26,7 +28,13 @@ class TargetFailed(Exception):
 class Target:
     """A process of ours that holds GPU memory."""
 
-    def __init__(self, ref: ProcessRef, stream: Any, started_s: float) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        ref: ProcessRef,
+        connection: socket.socket,
+        stream: Any,  # noqa: ANN401 - of the connection
+        started_s: float,
+    ) -> None:
         self.ref = ref
         self.started_s = started_s
         """Seconds that the driver took to give it a context."""
@@ -36,6 +44,7 @@ class Target:
         """Whether its GPU state is away: it may be killed then, and only then or when `fresh`."""
         self.fresh = True
         """Whether it was never restored."""
+        self._connection = connection
         self._stream = stream
 
     def fill(self, size: int) -> float:
@@ -64,6 +73,8 @@ class Target:
         self._order({"op": "drop"})
 
     def _order(self, order: dict[str, Any]) -> float:
+        moved = 0 if order["op"] == "drop" else self.size
+        self._connection.settimeout(ORDER_TIMEOUT_S + moved / SLOWEST_BYTES_PER_S)
         self._stream.write(json.dumps(order).encode() + b"\n")
         self._stream.flush()
         return float(heard(self._stream)["seconds"])
@@ -119,23 +130,31 @@ def started(directory: Path, *, huge_pages: bool = True) -> Iterator[Target]:
         listener.settimeout(POLL_S)
         process = spawn_detached(argv, log=log)
         target: Target | None = None
-        stream: Any = None
+        connection: socket.socket | None = None
         try:
-            stream = _stream(listener, process, log)
+            connection = _connected(listener, process, log)
+            stream = connection.makefile("rwb")
             said = heard(stream)
-            target = Target(ProcessRef.of(process.pid), stream, said["seconds"])
+            target = Target(ProcessRef.of(process.pid), connection, stream, said["seconds"])
             yield target
         finally:
             where.unlink(missing_ok=True)
             if target is None or target.suspended or target.fresh:
                 process.kill()
-            if stream is not None:
-                stream.close()
+            if connection is not None:
+                with suppress(OSError):  # it is gone already
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
             # A restored one that could not be suspended does that itself, or stays.
             _until(lambda: process.poll() is not None, END_TIMEOUT_S)
 
 
-def _stream(listener: socket.socket, process: Any, log: Path) -> Any:  # noqa: ANN401 - Popen
+def _connected(listener: socket.socket, process: Any, log: Path) -> socket.socket:  # noqa: ANN401
+    """Return the connection of the process (a Popen) that was started.
+
+    Raises:
+        TargetFailed: it ended, or took too long.
+    """
     connections: list[socket.socket] = []
 
     def connected() -> bool:
@@ -146,9 +165,8 @@ def _stream(listener: socket.socket, process: Any, log: Path) -> Any:  # noqa: A
     _until(connected, START_TIMEOUT_S)
     if not connections:
         raise TargetFailed(f"it did not start: {log.read_text(errors='replace')}")
-    connections[0].settimeout(ORDER_TIMEOUT_S)
-    with connections[0]:
-        return connections[0].makefile("rwb")
+    connections[0].settimeout(START_TIMEOUT_S)
+    return connections[0]
 
 
 def _until(probe: Callable[[], bool], timeout_s: float) -> None:

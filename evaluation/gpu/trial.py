@@ -30,6 +30,8 @@ PROMPTS = {"a": "A river and a stone", "b": "A winter letter and some bread"}
 CYCLES = 20
 FIRST_CYCLES = 3
 OTHER_CYCLES = 3
+LOOK_S = 3.0
+POLL_S = 0.05
 ATTEMPTS = 3
 """To interrupt a stream before it is over."""
 CLIENTS = 2
@@ -117,6 +119,9 @@ class Trial:
         """Start an engine cold by a request, and learn what it says."""
         answer = self._ask(model, key, TOKENS)
         swap = self._last(model)
+        used = self._resident(model)
+        if used == 0:
+            raise Lost(f"{model} answers and has no GPU memory: it computes on the CPU")
         again = self._ask(model, key, TOKENS)
         same(again, answer)
         self._wanted[model] = answer
@@ -127,12 +132,14 @@ class Trial:
             swap=asdict(swap),
             hot_first_token_s=again.first_token_s,
             logprobs=len(answer.logprobs),
-            gpu_bytes=self._used(model),
+            gpu_bytes=used,
         )
 
     def _cycles(self, budget: Budget, model: str, kind: str, count: int) -> None:
         """Do cycles until there are so many, or the time is over."""
         done = self._page.content.setdefault(kind, [])
+        same(self._ask(model, "a", TOKENS), self._wanted[model])  # the other one may be there
+        self._session.quiet(model)
         while len(done) < count:
             spent = [cycle["seconds"] for cycle in done if "seconds" in cycle]
             if not budget.allows(max(spent, default=3.0)):
@@ -142,7 +149,7 @@ class Trial:
     def _cycle(self, model: str, kind: str) -> None:
         """Swap out, check that the GPU is free, bring back by a request, compare, ask once more."""
         begun = time.monotonic()
-        resident = self._used(model)
+        resident = self._resident(model)
         out_s, out = self._session.swap_out(model)
         self._whole(out)
         sample = self._page.add(
@@ -311,10 +318,20 @@ class Trial:
             raise Lost(f"{model} is {status.state} on tier {status.tier} after its swap out")
         return {"tier": status.tier, "nvml_away_bytes": self._used(model)}
 
+    def _resident(self, model: str) -> int | None:
+        """Return what a ready engine uses, once the daemon knows its process and NVML its bytes."""
+        deadline = time.monotonic() + LOOK_S
+        while not (used := self._used(model)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return used
+
     def _used(self, model: str) -> int | None:
+        """Return the GPU memory of all its processes; None if it has none, or NVML says nothing."""
         pid = self._session.engine(model).pid
+        if pid is None:
+            return None
         with suppress(NvmlUnavailable, OSError):
-            return self._nvml.used_by(tree(pid) if pid else []).get(self._uuid, 0)
+            return self._nvml.used_by(tree(pid)).get(self._uuid, 0)
         return None
 
 

@@ -1,6 +1,8 @@
 import json
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -9,8 +11,12 @@ from evaluation.__main__ import cli
 from evaluation.gpu import engines, weights
 from evaluation.gpu.calls import Room
 from evaluation.gpu.engines import ENGINES, Means, write_recipes
+from evaluation.gpu.product import Product
 from evaluation.gpu.sheet import Impossible
+from evaluation.gpu.trial import Times
+from swapserve.config.load import load
 from swapserve.config.recipe_files import load_recipe
+from swapserve.ids import EngineName
 from swapserve.testing.weights import layout
 
 GIB = 1 << 30
@@ -115,6 +121,39 @@ def test_a_model_that_is_there_is_used_and_the_engine_finds_the_driver(tmp_path:
     assert weights.size_of("tiny") < size < 2 * GIB
 
 
+@pytest.mark.parametrize("profile", ["root", "unprivileged"])
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_the_configuration_of_every_engine_is_valid(
+    tmp_path: Path, name: str, profile: str
+) -> None:
+    model = tmp_path / "model"
+    if name == "llamacpp":
+        model.write_text("GGUF")
+    else:
+        model.mkdir()
+    entry: dict[str, Any] = {
+        "recipe": {"torch": "gpu-server", "transformers": "transformers-serve"}.get(name, name),
+        "params": {"binary" if name == "llamacpp" else "python": sys.executable},
+        "model": str(model),
+        "device": "gpu0",
+        "memory": 4 * GIB,
+    }
+    if name == "cuda":
+        entry = {**entry, "recipe": "cuda-engine", "args": ["--vram-mb", "64"]}
+        del entry["model"]
+    room = Room(uuid="GPU-5747a11d", vram=80 * GIB, ram=64 * GIB, margin=GIB)
+    product = Product(_means(tmp_path, {}), room, times=Times(), quantum="3s", gpu_paths=[tmp_path])
+    names, models = product._models(ENGINES[name], entry, sandbox=profile == "root")
+    config = load(product._write(tmp_path, models, 6 * GIB, profile))
+    assert {"a", "b", "cold"} <= set(names)
+    for what, model_name in names.items():
+        found = config.models[EngineName(model_name)]
+        assert found.gpus == ("GPU-5747a11d",)
+        expected = {"a": "checkpoint", "b": "checkpoint", "disk": "checkpoint", "cold": "restart"}
+        assert found.mechanism == expected.get(what, what)
+    assert (name == "vllm") == ("deep_sleep" in names)
+
+
 def test_every_recipe_of_its_own_is_valid(tmp_path: Path) -> None:
     names = {
         load_recipe(path).name for path in sorted(write_recipes(tmp_path / "r").glob("*.yaml"))
@@ -127,3 +166,17 @@ def test_engines_look_in_this_checkout_and_where_the_caller_does(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"/wheels:{engines.ROOT}:")
     assert engines.python_path() == (str(engines.ROOT), "/wheels")
+
+
+def test_a_pythons_packages_are_found_without_importing_them() -> None:
+    found = engines.packages_of(Path(sys.executable))
+    assert found["vllm"] is None
+    assert set(found) == set(engines.PACKAGES)
+
+
+def test_a_python_that_does_not_run_is_told(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such thing >&2; exit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(Impossible, match="no such thing"):
+        engines.packages_of(broken)
