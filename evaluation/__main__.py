@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -121,6 +122,46 @@ def swap(
     click.echo(table.render(found))
     if wrong := report.wrong_streams(found["samples"]):
         raise click.ClickException(f"{wrong} preempted streams were not what they should be")
+
+
+@cli.command()
+@click.option("--tables", default="", help="Names with commas between them  [default: all]")
+@click.option("--turns", type=click.IntRange(min=2), default=40, show_default=True)
+@click.option("--after", type=click.IntRange(min=1), default=15, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the order in a turn.")
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
+def mechanisms(*, tables: str, turns: int, after: int, seed: int, out: Path | None) -> None:
+    """`mechanism: auto` against each single one, on the stand-in for NVIDIA's driver.
+
+    Needs gcc and the packages for tests. What comes after the first turns (--after) counts.
+    """
+    # Here, because it stands on the tests' stand-in, which others have no use for.
+    from evaluation.mechanisms import TABLES, measure, render  # noqa: PLC0415
+
+    if after >= turns:
+        raise click.BadParameter(
+            f"{after} is not less than the {turns} turns", param_hint="--after"
+        )
+    names = [name.strip() for name in tables.split(",")] if tables else list(TABLES)
+    if unknown := [name for name in names if name not in TABLES]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TABLES)}")
+    result: dict[str, Any] = {
+        "experiment": "mechanisms",
+        "options": {"turns": turns, "after": after, "seed": seed},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine.facts(),
+        "tables": {},
+    }
+    for name in names:
+        result["tables"][name] = measure(
+            TABLES[name], turns=turns, after=after, seed=seed, say=partial(click.echo, err=True)
+        )
+        if out is not None:
+            _write(out, result)
+    click.echo(render(result["tables"]))
+    if missed := [name for name, found in result["tables"].items() if not found["met"]]:
+        raise click.ClickException(f"auto cost more than the bound: {', '.join(missed)}")
 
 
 def _measure(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from aiohttp import web
@@ -53,6 +53,8 @@ class Habits:
     """Paths that answer with an error of the server."""
     hung: frozenset[str] = frozenset()
     """Paths that never answer, and do nothing."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """How much longer a call takes, by its path, or its path and query (`/sleep?level=2`)."""
     memory_saver: bool = True
     """SGLang: started with --enable-memory-saver."""
     weights_backup: bool = True
@@ -93,6 +95,8 @@ class Calls:
                 await asyncio.sleep(_HOUR_S)
             if path in self._habits.refused:
                 raise refusal(web.HTTPInternalServerError, "told to fail")
+            seconds = self._habits.seconds
+            await asyncio.sleep(seconds.get(request.path_qs, seconds.get(request.path, 0.0)))
             return await handler(request)
 
         return handle
