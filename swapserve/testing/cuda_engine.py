@@ -123,6 +123,13 @@ class CudaEngine(Engine):
                 index += 1
 
 
+class _Accepted(argparse.Action):
+    """A flag that real engines need for their dialect's calls; here they are always there."""
+
+    def __call__(self, *_: object) -> None:
+        """Do nothing."""
+
+
 def _options(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="swapserve.testing.cuda_engine", description=__doc__)
     common_options(parser)
@@ -138,6 +145,9 @@ def _options(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--late-mb", type=int, default=4, metavar="M", help="that child's memory")
     parser.add_argument("--dialect", choices=("vllm", "sglang", "ollama"), help="calls for memory")
     parser.add_argument("--habits", default="{}", metavar="JSON", help="fields of dialect.Habits")
+    for flag in ("--enable-sleep-mode", "--enable-memory-saver", "--enable-weights-cpu-backup"):
+        suppressed = argparse.SUPPRESS
+        parser.add_argument(flag, action=_Accepted, nargs=0, dest=suppressed, help=suppressed)
     return Options(**vars(parser.parse_args(argv)))
 
 
