@@ -167,7 +167,7 @@ class ApptainerLauncher:
         return [*words, *model.recipe.container_args, model.container_image or "", *argv]
 
     def _prepare(self) -> None:
-        seccomp.write(self._seccomp_file)
+        seccomp.write(self._seccomp_file, chooses_errno=False)
         for directory in (self._cache, self._work, self._log.parent):
             directory.mkdir(parents=True, exist_ok=True, mode=0o750)
 

@@ -179,7 +179,7 @@ class HeldEngine:
                 await self._back_after_failed_dump(gpu, phases, was_away=was_away)
             raise
         if kind == "golden":
-            await gpu.resume(phases)
+            await self._resume_or_end(gpu, phases)
         return phases.report(report.bytes)
 
     async def _back_after_failed_dump(
@@ -212,15 +212,14 @@ class HeldEngine:
             await self._gpu.admit(needs, phases)
             report = await self._checkpoints.restore(kind, phases)
             if self._gpu.away:
-                await self._resume_restored(phases)
+                await self._resume_or_end(self._gpu, phases)
             return phases.report(report.bytes)
 
-    async def _resume_restored(self, phases: Phases) -> None:
-        assert self._gpu is not None
+    async def _resume_or_end(self, gpu: Suspension, phases: Phases) -> None:
         try:
-            await self._gpu.resume(phases)
+            await gpu.resume(phases)
         except SwapServeError as error:
-            # Its image may be used up, and it cannot stay: its host memory was promised to nobody.
+            # It cannot stay suspended: nobody has promised it the host memory.
             await self._tree.kill()
             raise CudaError(self.model.name, "resume", str(error), lost=True) from error
 

@@ -34,14 +34,18 @@ _NEW_NAMESPACES = (
 )
 
 
-def profile() -> str:
-    """Return the profile as JSON."""
-    rules: list[dict[str, object]] = [
-        # ENOSYS: libraries then do without, as on an older kernel. The arguments of clone3 are in
-        # memory, where no filter can look.
-        _refuse([*_IO_URING, "clone3"], errno.ENOSYS),
-        _refuse(list(_BLOCKED), errno.EPERM),
-    ]
+def profile(*, chooses_errno: bool = True) -> str:
+    """Return the profile as JSON.
+
+    Args:
+        chooses_errno: whether the runtime takes `errnoRet`. apptainer 1.4.5 does not: what it
+            refuses fails with EPERM, and after that the C library gives up on clone3, and so on
+            threads. Then clone3 stays allowed.
+    """
+    # ENOSYS: libraries then do without, as on an older kernel. The arguments of clone3 are in
+    # memory, where no filter can look.
+    missing = [*_IO_URING, *(["clone3"] if chooses_errno else [])]
+    rules = [_refuse(missing, errno.ENOSYS), _refuse(list(_BLOCKED), errno.EPERM)]
     for flag in _NEW_NAMESPACES:
         has_flag = {"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"}
         rules.append(_refuse(["clone"], errno.EPERM) | {"args": [has_flag]})
@@ -55,15 +59,15 @@ def profile() -> str:
     )
 
 
-def write(path: Path) -> None:
-    """Write the profile where a runtime reads it.
+def write(path: Path, *, chooses_errno: bool = True) -> None:
+    """Write the profile where a runtime reads it; see `profile`.
 
     Raises:
         OSError: no room or no right.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(profile())
+    temporary.write_text(profile(chooses_errno=chooses_errno))
     temporary.rename(path)
 
 

@@ -6,6 +6,7 @@ known is written to the engine's record before the first call and after the last
 keeper knows whether it must look.
 """
 
+import asyncio
 import logging
 
 from swapserve.errors import CudaError
@@ -14,6 +15,7 @@ from swapserve.keeper.cuda.tree import CudaTree
 from swapserve.keeper.phases import Phases
 from swapserve.keeper.place import Place
 from swapserve.keeper.tree import EngineTree
+from swapserve.system.gpu import NvmlUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,19 @@ class Suspension:
             await self._bring_back(phases)
             message = "its processes did not come to rest; it runs on"
             raise CudaError(self._name, "freeze", message, lost=False) from None
+        if left := await asyncio.to_thread(self._still_there):
+            with phases.phase("thaw"):
+                await self._tree.freeze(False)
+            await self._bring_back(phases)
+            message = f"a process took {left} bytes of GPU memory at the last moment; it runs on"
+            raise CudaError(self._name, "freeze", message, lost=False)
+
+    def _still_there(self) -> int:
+        """Return what NVML sees of it on GPUs: once frozen, nothing of it can come any more."""
+        try:
+            return sum(self._context.nvml.used_by(self._tree.pids()).values())
+        except NvmlUnavailable:  # it has just told that the memory is free
+            return 0
 
     async def resume(self, phases: Phases) -> int:
         """Bring its GPU state back and let it run; return the bytes moved.

@@ -133,6 +133,9 @@ class EngineTree:
         self._save()
 
     def _forget(self) -> None:
+        if self.group is not None:
+            # Killed while it was frozen: the next process in the group would never begin.
+            self.group.let_run()
         self._record.process = None
         self._record.frozen = False
         self._record.gpu = "on_device"

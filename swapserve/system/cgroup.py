@@ -68,6 +68,13 @@ class Cgroup:
         except OSError:
             return False
 
+    def let_run(self) -> None:
+        """Ask for a thaw and do not wait for it; harmless if the group is gone."""
+        try:
+            (self.path / "cgroup.freeze").write_text("0")
+        except OSError:
+            return
+
     def kill(self) -> bool:
         """Send SIGKILL to everything in it, frozen or not; False if it cannot be done this way."""
         try:

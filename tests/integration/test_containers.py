@@ -51,15 +51,21 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for cgroups and namespaces"),
 ]
 HEALTH_TIMEOUT_S = 30.0
-IO_URING = """
-import ctypes, errno, sys
+REFUSED = """
+import ctypes, errno, subprocess, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
-assert libc.syscall(425, 1, None) == -1
-print("io_uring", errno.errorcode[ctypes.get_errno()], flush=True)
-assert libc.unshare(0x10000000) == -1
-print("userns", errno.errorcode[ctypes.get_errno()], flush=True)
+def said(name, result):
+    print(name, result, errno.errorcode.get(ctypes.get_errno(), ""), flush=True)
+said("io_uring", libc.syscall(425, 1, None))
+said("unshare", libc.unshare(0x10000000))
+said("clone", libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0))
+thread = threading.Thread(target=lambda: said("thread", 0))
+thread.start()
+thread.join()
+subprocess.run([sys.executable, "-c", "print('child', flush=True)"])
 sys.exit(3)
 """
+WAIT = "import time; time.sleep(600)"
 
 
 @pytest.fixture(
@@ -207,16 +213,23 @@ async def test_it_has_no_rights(here: Ground) -> None:
             assert status["Seccomp"] == "2"
 
 
-async def test_io_uring_and_new_namespaces_are_refused(here: Ground) -> None:
+async def test_io_uring_and_new_namespaces_are_refused_and_threads_are_not(here: Ground) -> None:
     if not here.real:
         pytest.skip("the stub checks the profile, but has none of its own")
-    argv = [sys.executable, "-c", IO_URING]
-    with pytest.raises(StartFailed) as failed:
-        async with running(here.launcher(argv=argv)):
-            pass
-    # It may still run when the start is over; then its end says it.
-    assert "io_uring ENOSYS" in failed.value.log_tail
-    assert "userns EPERM" in failed.value.log_tail
+    launcher = here.launcher(argv=[sys.executable, "-c", REFUSED])
+    try:
+        await launcher.launch(Phases())
+        await over(launcher)
+        words = await launcher.log_tail(20)
+    except StartFailed as failed:  # it had ended when the start looked
+        words = failed.log_tail
+    finally:
+        await launcher.end(0.0)
+    assert "io_uring -1 ENOSYS" in words
+    assert "unshare -1 EPERM" in words
+    assert "clone -1 EPERM" in words
+    assert "thread 0" in words
+    assert "child" in words
 
 
 async def test_two_models_have_containers_of_their_own(here: Ground) -> None:
@@ -675,6 +688,27 @@ async def test_an_engine_lives_in_a_container_of_apptainer(
     assert not launched.root.alive()
     await made.end(1.0)  # harmless
     assert await made.find(launched.root) is None
+
+
+@pytest.mark.containers
+async def test_apptainer_refuses_io_uring_and_no_threads(
+    apptainer: Callable[..., ApptainerLauncher],
+) -> None:
+    made = apptainer(argv=[sys.executable, "-c", REFUSED.replace("sys.exit(3)", WAIT)])
+    await made.launch(Phases())
+
+    async def whole() -> bool:
+        return "child" in await made.log_tail(20)
+
+    try:
+        await until(whole)
+        words = await made.log_tail(20)
+        assert "io_uring -1 EPERM" in words  # of its own choice
+        assert "unshare -1 EPERM" in words
+        assert "clone -1 EPERM" in words
+        assert "thread 0" in words
+    finally:
+        await made.end(0.0)
 
 
 @pytest.mark.containers

@@ -58,7 +58,7 @@ async def test_all_are_locked_before_one_is_checkpointed_and_restored_before_one
                 op for op in ("lock", "checkpoint", "restore", "unlock") for _ in (one, two)
             ]
             steps = {"find", "lock", "measure", "checkpoint", "verify"}
-            assert set(phases.seconds) == steps | {"admission", "restore", "unlock"}
+            assert set(phases.seconds) == steps | {"admission", "gpu_restore", "unlock"}
 
 
 async def test_processes_that_do_not_use_cuda_are_left_alone(

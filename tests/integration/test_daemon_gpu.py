@@ -2,6 +2,8 @@
 processes, streams and CRIU, on the stand-in for NVIDIA's driver."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,22 +11,23 @@ import httpx
 import pytest
 
 from swapserve.testing.cuda_engine import expected_tokens
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, needs_criu
 from tests.support.gpu_daemon import MIB, GpuSite, gpu_site, settled
+from tests.support.leaks import wait_for
 from tests.support.oracle import Answer, completion, stream
 
 pytestmark = [pytest.mark.anyio]
+needs_images = needs_criu[-1]
 LONG = 400
 SHORT = 8
+HOST_ONLY = {"tiers": ["host"], "sandbox": False, "mechanism": "checkpoint"}
 PACE = ("--delay-per-token=0.005",)
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuSite]:
     """Two engines of 60 % of one GPU, without disk tier."""
-    with gpu_site(
-        tmp_path_factory.mktemp("gpu"), args=PACE, model={"tiers": ["host"], "sandbox": False}
-    ) as site:
+    with gpu_site(tmp_path_factory.mktemp("gpu"), args=PACE, model=HOST_ONLY) as site:
         yield site
 
 
@@ -110,9 +113,8 @@ async def test_a_stream_goes_on_from_gpu_memory_with_the_very_same_tokens(
 @pytest.mark.timeout(600)
 async def test_two_engines_under_load_preempt_each_other_two_hundred_times(tmp_path: Path) -> None:
     scheduling = {"quantum": "100ms", "max_wait": "20s", "retry_backoff": "100ms"}
-    model = {"tiers": ["host"], "sandbox": False}
     gpus = (64 * MIB,)
-    with gpu_site(tmp_path, args=PACE, gpus=gpus, model=model, scheduling=scheduling) as here:
+    with gpu_site(tmp_path, args=PACE, gpus=gpus, model=HOST_ONLY, scheduling=scheduling) as here:
         daemon = here.start()
         streams = 0
         async with daemon.http() as http:
@@ -148,3 +150,149 @@ def preemptions(daemon: Daemon) -> int:
     swaps = [line for line in lines if line.startswith("swapserve_swaps_total")]
     outs = [line for line in swaps if 'kind="swap_out"' in line and 'outcome="ok"' in line]
     return sum(int(float(line.rpartition(" ")[2])) for line in outs)
+
+
+async def test_requests_wait_while_something_else_uses_the_gpu(
+    here: GpuSite, daemon: Daemon
+) -> None:
+    settle(daemon, "b")
+    uuid, size = here.gpus.uuids[0], here.gpus.config.memory[0]
+    daemon.command("swap-out", "b")
+    here.gpus.set_config(foreign=((uuid, 1, size // 2),))
+    async with daemon.http() as http, asyncio.TaskGroup() as tasks:
+        try:
+            waiting = tasks.create_task(stream(http, daemon.completions, completion("a", SHORT)))
+            await asyncio.to_thread(
+                wait_for,
+                "the move in is refused",
+                lambda: "device_busy" in here.site.log.read_text(),
+            )
+            assert not waiting.done()
+            assert daemon.engine("a").state in {"swapped_out", "swapping_in"}
+            assert "NVML" in str(daemon.engine("a").error)
+        finally:
+            here.gpus.set_config(foreign=())
+    assert waiting.result().text == text_of("a", SHORT)
+    assert daemon.engine("a").error is None
+    here.check()
+
+
+async def test_an_engine_that_dies_while_it_is_suspended_starts_again(
+    here: GpuSite, daemon: Daemon
+) -> None:
+    settle(daemon, "b")
+    rank = here.record("a").cuda[0].pid
+    os.kill(rank, signal.SIGKILL)
+    front = daemon.engine("a").pid
+    assert front is not None
+    os.kill(front, signal.SIGKILL)
+    daemon.wait_for_state("a", "failed")
+    ram = next(device for device in daemon.status().devices if device.kind == "host")
+    assert ram.committed_bytes == 0
+    assert ask(daemon, "a").json()["choices"][0]["text"] == text_of("a", SHORT)
+    assert daemon.swaps("a")[-1].mechanism == "cold"
+    here.check()
+
+
+async def test_a_stream_whose_state_is_lost_ends_with_an_error_and_the_next_is_served(
+    here: GpuSite, daemon: Daemon
+) -> None:
+    settle(daemon, "a")
+    here.gpus.fault("checkpoint", "failed")
+    answer = await preempted(daemon)
+    assert not answer.text.endswith(text_of("a", LONG)[-20:])
+    assert answer.error is not None
+    assert answer.error["code"] == "cuda_failed"
+    settled(daemon)
+    assert ask(daemon, "a").json()["choices"][0]["text"] == text_of("a", SHORT)
+    assert not here.gpus.illegal()
+
+
+async def test_a_lock_that_times_out_costs_nothing(here: GpuSite, daemon: Daemon) -> None:
+    settle(daemon, "a")
+    here.gpus.fault("lock", "timeout")
+    answer = await preempted(daemon)
+    assert answer.error is None
+    assert answer.text == text_of("a", LONG)
+    failed = [move for move in daemon.swaps("a") if move.error]
+    assert "lock" in str(failed[-1].error)
+    assert not here.gpus.illegal()
+
+
+async def test_engines_outlive_a_killed_daemon_with_their_gpu_state(tmp_path: Path) -> None:
+    with gpu_site(tmp_path, model=HOST_ONLY) as here:
+        daemon = here.start()
+        assert ask(daemon, "a").status_code == 200
+        assert ask(daemon, "b").status_code == 200
+        pids = {name: daemon.pid(name) for name in ("a", "b")}
+        daemon.kill()
+        daemon = here.start()
+        daemon.wait_for_state("b", "ready")
+        a = daemon.engine("a")
+        assert (a.state, a.tier) == ("swapped_out", "host")
+        assert a.host_bytes == next(
+            one.committed_bytes for one in daemon.status().devices if one.kind == "host"
+        )
+        assert ask(daemon, "a").json()["choices"][0]["text"] == text_of("a", SHORT)
+        assert {name: daemon.pid(name) for name in ("a", "b")} == pids
+        assert daemon.swaps("a")[-1].mechanism == "resume"
+        assert daemon.stop() == 0
+        here.check()
+
+
+@pytest.mark.criu
+@needs_images
+async def test_what_host_memory_has_no_room_for_goes_to_disk(tmp_path: Path) -> None:
+    devices = {"host": {"memory": "200MiB"}}  # for one of them
+    model = {"mechanism": "checkpoint", "keep_cache": "always"}
+    with gpu_site(tmp_path, "abc", args=PACE, model=model, devices=devices) as here:
+        daemon = here.start()
+        for name in "cba":
+            assert ask(daemon, name).json()["choices"][0]["text"] == text_of(name, SHORT)
+        answer = await preempted(daemon)
+        assert answer.error is None
+        assert answer.text == text_of("a", LONG)
+        for name in "cb":
+            assert ask(daemon, name).json()["choices"][0]["text"] == text_of(name, SHORT)
+        moves = daemon.swaps()
+        assert not [move.error for move in moves if move.error]
+        assert {move.to_tier for move in moves if move.kind == "swap_out"} == {"host", "disk"}
+        ram = next(one for one in daemon.status().devices if one.kind == "host")
+        assert ram.committed_bytes + ram.reserved_bytes <= ram.capacity_bytes
+        here.check()
+
+
+@pytest.mark.criu
+@needs_images
+async def test_a_stream_goes_on_from_disk_with_the_very_same_tokens(tmp_path: Path) -> None:
+    with gpu_site(tmp_path, args=PACE, model={"tiers": ["disk"]}) as here:
+        daemon = here.start()
+        assert ask(daemon, "b").status_code == 200
+        assert ask(daemon, "a").status_code == 200
+        before, pid = len(daemon.swaps("a")), daemon.pid("a")
+        answer = await preempted(daemon)
+        assert answer.error is None
+        assert answer.text == text_of("a", LONG)
+        assert [move.mechanism for move in daemon.swaps("a")[before:]] == ["live", "live"]
+        assert {"dump.lock", "dump.checkpoint", "dump"} <= {*daemon.swaps("a")[-2].phases}
+        assert {"restore", "restore.gpu_restore", "restore.unlock"} <= {
+            *daemon.swaps("a")[-1].phases
+        }
+        assert daemon.pid("a") != pid
+        here.check()
+
+
+@pytest.mark.criu
+@needs_images
+async def test_an_idle_engine_comes_back_from_its_golden_image_with_gpu_state(
+    tmp_path: Path,
+) -> None:
+    with gpu_site(tmp_path, model={"tiers": ["disk"], "keep_cache": "never"}) as here:
+        daemon = here.start()
+        for _ in range(2):
+            for name in ("a", "b"):
+                assert ask(daemon, name).json()["choices"][0]["text"] == text_of(name, SHORT)
+        ways = [move.mechanism for move in daemon.swaps("a")]
+        assert ways[:3] == ["cold", "discard", "golden"]
+        assert daemon.engine("a").golden_image
+        here.check()

@@ -1,6 +1,7 @@
 """The adapters' way to put engines to rest, over real connections, against strict stand-ins."""
 
 import asyncio
+import time
 
 import httpx
 import pytest
@@ -223,6 +224,18 @@ async def test_an_answer_before_the_work_is_done_is_not_believed(which: Dialect,
     async with running(which, habits=Habits(early_answer_s=0.2)) as engine:
         await engine.adapter.rest(engine.address, how)
         assert engine.part.held == {}
+
+
+async def test_a_call_may_take_longer_by_its_path_and_query() -> None:
+    slow = {"/sleep?level=2&mode=keep": 0.3, "/wake_up": 0.2}
+    async with running("vllm", habits=Habits(seconds=slow)) as engine:
+        begun = time.monotonic()
+        await engine.adapter.rest(engine.address, "sleep")
+        assert time.monotonic() - begun < 0.3
+        await engine.adapter.wake(engine.address)
+        begun = time.monotonic()
+        await engine.adapter.rest(engine.address, "deep_sleep")
+        assert time.monotonic() - begun > 0.3
 
 
 @pytest.mark.parametrize(

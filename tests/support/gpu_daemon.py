@@ -114,9 +114,9 @@ def gpu_site(
             for index, (uuid, size) in enumerate(zip(there.uuids, gpus, strict=True))
         }
         settings = {
-            "devices": {"host": {"memory": "2GiB"}, **devices},
             "recipe_dirs": [str(recipe(directory / "recipes", **(recipe_changes or {})))],
             **sections,
+            "devices": {"host": {"memory": "2GiB"}, **devices, **sections.get("devices", {})},
         }
         keeper = {
             "gpu_paths": [str(there.directory), str(there.libs)],

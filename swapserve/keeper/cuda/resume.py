@@ -39,7 +39,7 @@ class Resumption:
             CudaError: always `lost`: what was live has been taken off its GPU again, since it will
                 have to be killed.
         """
-        with self._phases.phase("restore"):
+        with self._phases.phase("gpu_restore"):  # a verb of that name is CRIU's
             seen = await self._crew.look(refs)
             odd = {
                 ref: found
