@@ -717,11 +717,13 @@ async def test_a_frozen_engine_of_apptainer_is_killed(
 ) -> None:
     made = apptainer()
     launched = await made.launch(Phases())
-    await healthy(launched.address)
-    assert launched.group is not None
-    await launched.group.freeze(True, timeout_s=5)
-    with anyio.fail_after(8):
-        await made.end(60.0)
+    try:
+        await healthy(launched.address)
+        assert launched.group is not None
+        await launched.group.freeze(True, timeout_s=5)
+    finally:
+        with anyio.fail_after(8):
+            await made.end(60.0)
     wait_for("all of it has ended", lambda: not launched.group or not launched.group.pids(), 5)
 
 

@@ -161,6 +161,7 @@ def test_the_profile_refuses_io_uring_and_new_namespaces() -> None:
     assert len(IO_URING_SYSCALLS) == sum(name.startswith("io_uring") for name in refused)
     assert {"mount", "unshare", "setns", "bpf", "keyctl"} <= refused
     assert "process_vm_readv" not in refused
+    assert "clone3" not in profile(chooses_errno=False)
     flags = [rule["args"][0] for rule in rules["syscalls"] if rule["names"] == ["clone"]]
     assert sum(arg["value"] for arg in flags) == 0x7E020000
     assert all(arg["op"] == "SCMP_CMP_MASKED_EQ" for arg in flags)
