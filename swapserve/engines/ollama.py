@@ -66,4 +66,8 @@ class OllamaAdapter(RestingAdapter):
 
     async def _loaded(self, address: str) -> list[str]:
         answer = await self._calls.get(address, "/api/ps", timeout_s=STATUS_TIMEOUT_S)
-        return [model["model"] for model in field(answer, "models", list)]
+        try:
+            return [str(model["model"]) for model in field(answer, "models", list)]
+        except (KeyError, TypeError) as error:
+            reason = f"it answered {answer.text}"
+            raise CallFailed("/api/ps", reason, answer.status_code) from error

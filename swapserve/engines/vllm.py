@@ -38,6 +38,8 @@ RELOADABLE = {
 
 Source: model_executor/model_loader, loaders with `get_all_weights`.
 """
+DRAFTS = ("--speculative-config", "-sc", "--spec-model", "--spec-method")
+"""Options that bring a draft model, or may."""
 _DISCARDED = re.compile(r'^vllm:engine_sleep_state\{.*sleep_state="discard_all".*\} (\S+)', re.M)
 
 
@@ -59,7 +61,8 @@ class VllmAdapter(RestingAdapter):
         if launch.value("--sleep-mode-backend") in {None, "cumem"}:
             able.add("lean")
         # Only the main model's weights are read again, so a draft model would be lost.
-        if launch.value("--load-format") in RELOADABLE and not launch.value("--speculative-config"):
+        drafts = any(launch.value(flag) for flag in DRAFTS)
+        if launch.value("--load-format") in RELOADABLE and not drafts:
             able.add("deep_sleep")
         return frozenset(able)
 

@@ -59,6 +59,8 @@ class Habits:
     """SGLang: started with --enable-memory-saver."""
     weights_backup: bool = True
     """SGLang: started with --enable-weights-cpu-backup."""
+    generates: bool = True
+    """Ollama: its model is one that generates text; else one for embeddings."""
     model_path: str = "/model"
     """SGLang: where its weights may be read from."""
 

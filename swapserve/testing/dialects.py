@@ -262,7 +262,8 @@ class Ollama(Calls):
 
     def routes(self) -> web.RouteTableDef:
         """Return its calls."""
-        return self._routes({"/api/ps": self._ps}, {"/api/generate": self._generate})
+        posts = {"/api/generate": self._generate, "/api/embed": self._embed}
+        return self._routes({"/api/ps": self._ps}, posts)
 
     async def _ps(self, _request: web.Request) -> web.Response:
         loaded = (
@@ -281,11 +282,23 @@ class Ollama(Calls):
             self._leaving = True
             self._later(self._unload())
             return web.json_response({**answer, "done_reason": "unload"})
+        if not self._habits.generates:
+            raise refusal(web.HTTPBadRequest, f'"{self._name}" does not support generate')
+        await self._load()
+        return web.json_response({**answer, "done_reason": "load"})
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        body = await json_of(request, {"model", "input", "keep_alive"})
+        if body.get("model") != self._name or body.get("input") != "":
+            raise refusal(web.HTTPBadRequest, "only to load the model")
+        await self._load()
+        return web.json_response({"model": self._name, "embeddings": []})
+
+    async def _load(self) -> None:
         self._leaving = False
         if self._released:
             await self._take(TAGS)
             await self._part.reload()
-        return web.json_response({**answer, "done_reason": "load"})
 
     async def _unload(self) -> None:
         """Wait for the last request, then end the runner."""

@@ -5,6 +5,7 @@ import time
 
 import httpx
 import pytest
+from aiohttp import web
 
 from swapserve.engines import ollama, resting, sglang, vllm
 from swapserve.engines.base import Rest
@@ -363,6 +364,32 @@ async def test_vllm_without_metrics_is_given_its_weights_again() -> None:
             await engine.adapter.rest(engine.address, how)
             await adapter_for(model("vllm")).wake(engine.address)
             assert await engine.answer() == before
+
+
+async def test_an_ollama_model_without_text_is_loaded_too() -> None:
+    async with running("ollama", habits=Habits(generates=False)) as engine:
+        await engine.adapter.rest(engine.address, "deep_sleep")
+        await engine.adapter.wake(engine.address)
+        assert engine.part.held.keys() == {"weights", "kv_cache"}
+        assert engine.calls.seen == ["/api/generate", "/api/generate", "/api/embed"]
+
+
+async def test_an_answer_of_another_shape_is_no_answer() -> None:
+    async def ps(_request: web.Request) -> web.Response:
+        return web.json_response({"models": [{"digest": "0"}]})
+
+    app = web.Application()
+    app.router.add_get("/api/ps", ps)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        address = f"127.0.0.1:{runner.addresses[0][1]}"
+        assert await adapter_for(model("ollama")).resting(address) is None
+        with pytest.raises(QuiesceFailed, match="digest"):
+            await adapter_for(model("ollama")).rest(address, "deep_sleep")
+    finally:
+        await runner.cleanup()
 
 
 async def test_a_pause_that_was_left_behind_is_ended() -> None:

@@ -41,6 +41,8 @@ def test_a_shipped_recipe_can_do_all_that_it_lists(recipe: str, able: set[str]) 
         ("vllm", ["--load_format", "safetensors"], {}, ALL),
         ("vllm", ["--load-format=dummy", "--load-format=auto"], {}, ALL),
         ("vllm", ["--speculative-config", '{"model": "d"}'], {}, ALL - {"deep_sleep"}),
+        ("vllm", ["-sc", '{"model": "d"}'], {}, ALL - {"deep_sleep"}),
+        ("vllm", ["--spec-model=d"], {}, ALL - {"deep_sleep"}),
         ("sglang", ["--speculative-algorithm", "EAGLE"], {}, {"checkpoint", "lean", "restart"}),
         (
             "sglang",
