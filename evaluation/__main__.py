@@ -102,8 +102,7 @@ def swap(
         raise click.ClickException("CRIU needs root: run this as the superuser")
     if out is not None and not out.absolute().parent.is_dir():
         raise click.ClickException(f"{out.parent} is no directory to write {out.name} in")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # also where a shell had it ignored
+    _interruptible()
     kinds = [KINDS[name] for name in engines]
     settings = cast("tuple[HugePages, ...]", huge_pages)
     blocks = plan.plan(kinds, cycles=cycles, idles=idle, huge_pages=settings, seed=seed)
@@ -142,6 +141,7 @@ def mechanisms(*, tables: str, turns: int, after: int, seed: int, out: Path | No
         raise click.BadParameter(
             f"{after} is not less than the {turns} turns", param_hint="--after"
         )
+    _interruptible()
     names = [name.strip() for name in tables.split(",")] if tables else list(TABLES)
     if unknown := [name for name in names if name not in TABLES]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(TABLES)}")
@@ -206,6 +206,12 @@ def _measure(
             if out is not None:  # after each block: an interrupted run leaves what it has
                 _write(out, result)
     return result
+
+
+def _interruptible() -> None:
+    """End with everything cleaned up, whatever tells us to."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # also where a shell had it ignored
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:

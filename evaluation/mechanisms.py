@@ -91,7 +91,7 @@ class Turns:
         self._daemon = daemon
         self._table = table
         self._say = say
-        self._seen: dict[str, int] = dict.fromkeys(ARMS, 0)
+        self._seen: dict[str, float] = dict.fromkeys(ARMS, 0.0)
         self._texts: dict[str, str] = {}
 
     def run(self, turns: int, chance: random.Random) -> None:
@@ -111,8 +111,9 @@ class Turns:
 
     def _collect(self, turn: int) -> None:
         for arm in ARMS:
+            # The daemon keeps the last events only, so what is new is told by its time.
             pairs = out_and_in(self._daemon.swaps(arm))
-            for out, back in pairs[self._seen[arm] :]:
+            for out, back in (pair for pair in pairs if pair[1].finished_at > self._seen[arm]):
                 self.samples.append(
                     {
                         "turn": turn,
@@ -122,7 +123,7 @@ class Turns:
                         "in_s": back.seconds,
                     }
                 )
-            self._seen[arm] = len(pairs)
+                self._seen[arm] = back.finished_at
         last = {s["arm"]: s for s in self.samples if s["turn"] == turn}
         took = {arm: f"{s['out_s'] + s['in_s']:.2f}" for arm, s in last.items()}
         self._say(f"{self._table.name}, turn {turn}: {took}, auto by {_of(last, 'auto')}")
