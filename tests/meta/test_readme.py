@@ -85,13 +85,16 @@ def test_options_of_the_quickstart_exist() -> None:
             assert set(re.findall(r"--[a-z-]+", line)) <= known, line
 
 
-def test_the_example_is_a_configuration(tmp_path: Path) -> None:
-    (example,) = blocks("yaml")
-    assert "large-instruct" in example
+@pytest.mark.parametrize(
+    ("number", "models"), [(0, ["small", "large"]), (1, ["chat", "code", "mine"])]
+)
+def test_the_examples_are_configurations(tmp_path: Path, number: int, models: list[str]) -> None:
+    examples = blocks("yaml")
+    assert len(examples) == 2
     path = tmp_path / "swapserve.yaml"
-    path.write_text(example)
+    path.write_text(examples[number])
     config = load(path, check_binaries=False)
-    assert list(config.models) == ["small", "large"]
+    assert list(config.models) == models
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
