@@ -83,6 +83,8 @@ class Checkpoints:
         images, spec = self._images, self._place.spec()
         with phases.phase("prepare"):
             staging, files = await asyncio.to_thread(self._stage, kind, ref.pid, spec)
+        if self._tree.frozen and self._place.group is None:
+            await self._tree.freeze(False)  # what a signal had stopped would come back stopped
         self._tree.expect_end(kind == "live")
         group = self._place.group if self._tree.frozen else None
         try:
@@ -141,9 +143,8 @@ class Checkpoints:
                     timeout_s=self._context.config.keeper.restore_timeout_s,
                 )
             with phases.phase("verify"):
-                self._tree.adopt(
-                    ProcessRef.of(pid), restored_from=kind, device_bytes=manifest.device_bytes
-                )
+                gpu = manifest.device_bytes if self._place.model.gpus else None
+                self._tree.adopt(ProcessRef.of(pid), restored_from=kind, device_bytes=gpu)
                 await asyncio.to_thread(self._tree.gather)
         except (CriuError, ProcessLookupError, OSError) as error:
             await self._clear_after_failed_restore(network)

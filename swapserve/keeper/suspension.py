@@ -9,13 +9,13 @@ keeper knows whether it must look.
 import asyncio
 import logging
 
-from swapserve.errors import CudaError
+from swapserve.errors import CudaError, KeeperError
 from swapserve.keeper.context import Context
+from swapserve.keeper.cuda.readings import Readings
 from swapserve.keeper.cuda.tree import CudaTree
 from swapserve.keeper.phases import Phases
 from swapserve.keeper.place import Place
 from swapserve.keeper.tree import EngineTree
-from swapserve.system.gpu import NvmlUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Suspension:
         self._uuids = place.model.gpus
         self._tree = tree
         self._context = context
+        self._readings = Readings(context.nvml)
         self._cuda = CudaTree(
             place.model.name,
             workers=context.workers,
@@ -42,7 +43,10 @@ class Suspension:
     @property
     def away(self) -> bool:
         """Whether its GPU state is in host memory."""
-        return self._tree.gpu == "in_host_memory"
+        return self._tree.root is not None and self._tree.gpu == "in_host_memory"
+
+    def _ended(self) -> bool:
+        return self._tree.root is None
 
     async def suspend(self, phases: Phases, *, freeze: bool = True) -> int:
         """Move its GPU state to host memory, then freeze it; return the bytes moved.
@@ -52,10 +56,10 @@ class Suspension:
             freeze: False if CRIU is to dump it at once.
 
         Raises:
-            CudaError: `lost`: it was ended; else it runs on.
+            CudaError: `lost`: it was ended, or has ended; else it runs on.
         """
         async with self._context.gpus(self._uuids, phases):
-            self._tree.gpu_moves()
+            await self._note_move(phases)
             try:
                 moved = await self._cuda.suspend(phases)
             except CudaError as error:
@@ -64,10 +68,23 @@ class Suspension:
                 else:  # brought back, as far as it had been moved
                     self._tree.gpu_on_device(revived=True)
                 raise
+            if self._ended():
+                raise CudaError(self._name, "verify", "it has ended meanwhile", lost=True)
             self._tree.gpu_in_host_memory(moved.processes, moved.device_bytes)
             if freeze:
                 await self._freeze(phases)
             return sum(moved.device_bytes.values())
+
+    async def _note_move(self, phases: Phases) -> None:
+        """Write down that it moves, and what: a later keeper may have to bring that back."""
+        with phases.phase("measure"):
+            pids = await asyncio.to_thread(self._tree.pids)
+            held = await self._readings.used_if_told(pids)
+        try:
+            self._tree.gpu_moves(held)
+        except OSError as error:
+            message = f"it could not be written down, so nothing was tried: {error}"
+            raise CudaError(self._name, "record", message, lost=False) from error
 
     async def _freeze(self, phases: Phases) -> None:
         try:
@@ -77,19 +94,15 @@ class Suspension:
             await self._bring_back(phases)
             message = "its processes did not come to rest; it runs on"
             raise CudaError(self._name, "freeze", message, lost=False) from None
-        if left := await asyncio.to_thread(self._still_there):
-            with phases.phase("thaw"):
-                await self._tree.freeze(False)
+        except KeeperError as error:
+            raise CudaError(self._name, "freeze", str(error), lost=True) from error
+        # Once frozen nothing of it can come any more.
+        pids = await asyncio.to_thread(self._tree.pids)
+        if left := sum((await self._readings.used_if_told(pids)).values()):
+            await self._thaw(phases)
             await self._bring_back(phases)
             message = f"a process took {left} bytes of GPU memory at the last moment; it runs on"
             raise CudaError(self._name, "freeze", message, lost=False)
-
-    def _still_there(self) -> int:
-        """Return what NVML sees of it on GPUs: once frozen, nothing of it can come any more."""
-        try:
-            return sum(self._context.nvml.used_by(self._tree.pids()).values())
-        except NvmlUnavailable:  # it has just told that the memory is free
-            return 0
 
     async def resume(self, phases: Phases) -> int:
         """Bring its GPU state back and let it run; return the bytes moved.
@@ -113,6 +126,8 @@ class Suspension:
         except TimeoutError:
             message = "its processes could not be thawed"
             raise CudaError(self._name, "thaw", message, lost=False) from None
+        except KeeperError as error:
+            raise CudaError(self._name, "thaw", str(error), lost=True) from error
 
     async def admit(self, needs: dict[str, int], phases: Phases) -> None:
         """Check that its GPUs have room for what an image will bring.
@@ -125,7 +140,10 @@ class Suspension:
     async def _bring_back(self, phases: Phases) -> None:
         # After a restore by CRIU the pids are new: then the processes are found by their state.
         processes, needs = self._tree.cuda, self._tree.device_bytes
-        self._tree.gpu_moves()
+        try:
+            self._tree.gpu_moves(needs)
+        except OSError as error:  # whoever waits for it is worth more than a record
+            log.warning("event=record_not_written engine=%s error=%s", self._name, error)
         try:
             await self._cuda.resume(processes or None, needs, phases)
         except CudaError as error:
@@ -133,9 +151,16 @@ class Suspension:
                 await self._end(error)
             else:
                 self._tree.gpu_in_host_memory(processes, needs)
-                await self._tree.freeze(True)
+                await self._freeze_again()
             raise
         self._tree.gpu_on_device(revived=True)
+
+    async def _freeze_again(self) -> None:
+        """Let an engine whose state stays in host memory rest; one that cannot only costs CPU."""
+        try:
+            await self._tree.freeze(True)
+        except (TimeoutError, KeeperError) as error:
+            log.warning("event=not_frozen engine=%s error=%s", self._name, error)
 
     async def _end(self, error: CudaError) -> None:
         """End an engine whose state is neither here nor there."""
@@ -148,16 +173,25 @@ class Suspension:
         Killing a process with restored GPU state has hung whole machines (NVIDIA/cuda-checkpoint
         issue 53). Where it cannot be had the engine is ended nevertheless: its memory is needed.
         """
-        if self._tree.root is None or self.away or not self._tree.revived:
+        if self._ended() or self.away:
+            return
+        if not self._tree.revived and self._tree.gpu == "on_device":
             return
         async with self._context.gpus(self._uuids, phases):
-            self._tree.gpu_moves()
+            try:
+                self._tree.gpu_moves(self._tree.device_bytes)
+            except OSError as error:
+                log.warning("event=record_not_written engine=%s error=%s", self._name, error)
             if not await self._cuda.quench(phases):
                 log.warning("event=killed_with_gpu_state engine=%s", self._name)
 
     async def recover(self) -> None:
-        """Find out where a killed keeper left its GPU state, and finish or undo the move."""
-        if self._tree.root is None or self._tree.gpu == "on_device":
+        """Find out where a killed keeper left its GPU state, and finish or undo the move.
+
+        Raises:
+            TimeoutError: it could not be thawed, so nobody can ask the driver.
+        """
+        if self._ended() or self._tree.gpu == "on_device":
             return
         if self._tree.gpu == "in_host_memory" and self._tree.frozen:
             return
@@ -167,10 +201,22 @@ class Suspension:
             await self._tree.freeze(False)
             found = await self._cuda.settle(self._tree.device_bytes, phases)
             log.info("event=gpu_state_settled engine=%s found=%s", self._name, found.state)
+            if self._ended():
+                return
             if found.state == "lost":
                 await self._tree.kill()
             elif found.state == "suspended":
                 self._tree.gpu_in_host_memory(found.processes, self._tree.device_bytes)
-                await self._freeze(phases)
+                await self._stay(phases)
             else:
                 self._tree.gpu_on_device(revived=True)
+
+    async def _stay(self, phases: Phases) -> None:
+        """Leave what was found suspended so, if it is known what it needs to come back."""
+        try:
+            if self._tree.device_bytes:
+                await self._freeze(phases)
+            else:  # nobody was told that it had left, so its room is still there
+                await self._bring_back(phases)
+        except CudaError as error:  # which says what it did about it
+            log.warning("event=not_left_suspended engine=%s error=%s", self._name, error)

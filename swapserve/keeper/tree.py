@@ -9,10 +9,12 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from swapserve.errors import KeeperError
 from swapserve.keeper import record as records
+from swapserve.keeper.launch import Launched, Launcher
 from swapserve.keeper.protocol import Exited, ImageKind
 from swapserve.keeper.record import GpuState, Record
 from swapserve.system import process
@@ -35,6 +37,7 @@ class EngineTree:
         group: its cgroup, None where there are none.
         start_watch: runs a coroutine in the keeper's task group.
         exited: told of an end that nobody asked for.
+        launcher: of an engine that is no child of ours: a container, or started by others.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class EngineTree:
         *,
         start_watch: Callable[[Awaitable[None]], None],
         exited: Callable[[Exited], None],
+        launcher: Launcher | None = None,
     ) -> None:
         self.group = group
+        self._launcher = launcher
         self._record = record
         self._path = path
         self._start_watch = start_watch
@@ -54,6 +59,7 @@ class EngineTree:
         self._gone = asyncio.Event()
         self._gone.set()
         self._end_expected = False
+        self._watcher: asyncio.Task[object] | None = None
 
     @property
     def root(self) -> ProcessRef | None:
@@ -90,6 +96,26 @@ class EngineTree:
         """Image its present process came from, None after a cold start."""
         return self._record.restored_from
 
+    def adopt_launched(self, launched: Launched) -> None:
+        """Take what a launcher has started or found, and watch it."""
+        self.group = launched.group
+        self._record.address = launched.address
+        self.adopt(launched.root, restored_from=None)
+
+    async def find_launched(self) -> None:
+        """Ask the launcher what an earlier keeper left: its group, and whether it is frozen.
+
+        Raises:
+            KeeperError: nobody can tell.
+        """
+        if self._launcher is None or self.root is None:
+            return
+        found = await self._launcher.find(self.root)
+        if found is not None:
+            self.group = found.group
+            self._record.frozen = found.frozen
+            self._save()
+
     def adopt(
         self,
         ref: ProcessRef,
@@ -102,17 +128,23 @@ class EngineTree:
         Args:
             ref: the process.
             restored_from: kind of the image it came from; None: it began anew.
-            device_bytes: what its GPU state, still in host memory, will take of each GPU.
+            device_bytes: what its GPU state, still in host memory, will take of each GPU, as far as
+                it is known; None: it has none.
+
+        Raises:
+            OSError: it could not be noted, so a later keeper would not find it; it is watched, and
+                can be ended.
         """
+        away = device_bytes is not None
         self._record.process = ref
         self._record.restored_from = restored_from
         self._record.frozen = False
-        self._record.revived = bool(device_bytes)
-        self._record.gpu = "in_host_memory" if device_bytes else "on_device"
+        self._record.revived = away
+        self._record.gpu = "in_host_memory" if away else "on_device"
         self._record.device_bytes = device_bytes or {}
         self._record.cuda = ()
-        self._save()
         self._watch_over(ref)
+        records.save(self._path, self._record)
 
     def _watch_over(self, ref: ProcessRef) -> None:
         self._end_expected = False
@@ -123,6 +155,7 @@ class EngineTree:
         """Adopt what the record names if it still runs; else clean up after it."""
         ref = self._record.process
         if ref is None:
+            self._kill_strays()  # of a start that an earlier keeper did not live to note down
             return
         if ref.alive():
             self._watch_over(ref)
@@ -151,10 +184,19 @@ class EngineTree:
             found |= dict.fromkeys(sorted(self.group.pids()))
         return list(found)
 
-    def gpu_moves(self) -> None:
-        """Note that calls of the driver begin: until they end nobody knows where its state is."""
-        self._record.gpu = "moving"
-        self._save()
+    def gpu_moves(self, device_bytes: dict[str, int]) -> None:
+        """Note that calls of the driver begin: until they end nobody knows where its state is.
+
+        Args:
+            device_bytes: what it holds of each GPU; empty if that is not told.
+
+        Raises:
+            OSError: it could not be noted; they must not begin.
+        """
+        moving = replace(self._record, gpu="moving")
+        moving.device_bytes = device_bytes or self._record.device_bytes
+        records.save(self._path, moving)
+        self._record.gpu, self._record.device_bytes = moving.gpu, moving.device_bytes
 
     def gpu_on_device(self, *, revived: bool) -> None:
         """Note that its GPU state is (again) where it belongs."""
@@ -186,8 +228,10 @@ class EngineTree:
 
         Raises:
             TimeoutError: it did not come to rest; a freeze is taken back.
+            KeeperError: it has ended, before or meanwhile.
         """
-        assert self.root is not None
+        if self.root is None:
+            raise self._has_ended()
         if self.group is not None:
             try:
                 await self.group.freeze(on, timeout_s=FREEZE_TIMEOUT_S)
@@ -195,25 +239,40 @@ class EngineTree:
                 if on:  # the request would stay in force: an engine that nobody thaws
                     await self.group.freeze(False, timeout_s=FREEZE_TIMEOUT_S)
                 raise
-        else:
-            await self._stop_or_continue(on)
+        elif not await self._paused(on):
+            await self._stop_or_continue(self.root.pid, on)
+        if self.root is None:
+            raise self._has_ended()
         self._record.frozen = on
         self._save()
 
-    async def _stop_or_continue(self, on: bool) -> None:
+    def _has_ended(self) -> KeeperError:
+        return KeeperError(f"'{self._record.engine}' has ended")
+
+    async def _paused(self, on: bool) -> bool:
+        """Freeze by the engine's own runtime; False if it has none that can."""
+        if self._launcher is None:
+            return False
+        try:
+            return await self._launcher.pause(on)
+        except KeeperError as error:
+            raise TimeoutError(str(error)) from error
+
+    async def _stop_or_continue(self, root: int, on: bool) -> None:
         """Freeze by signal: over and over, since processes may be forked meanwhile."""
-        assert self.root is not None
         try:
             async with asyncio.timeout(FREEZE_TIMEOUT_S):
-                while moving := [
-                    pid for pid in process.tree(self.root.pid) if process.stopped(pid) is (not on)
-                ]:
+                while self.root is not None and (
+                    moving := [
+                        pid for pid in process.tree(root) if process.stopped(pid) is (not on)
+                    ]
+                ):
                     for pid in moving:
                         _signal(pid, signal.SIGSTOP if on else signal.SIGCONT)
                     await asyncio.sleep(STOP_POLL_S)
         except TimeoutError:
             if on:
-                for pid in process.tree(self.root.pid):
+                for pid in process.tree(root):
                     _signal(pid, signal.SIGCONT)
             raise
 
@@ -229,6 +288,9 @@ class EngineTree:
         """
         self._end_expected = True
         ref = self.root
+        if self._launcher is not None:
+            await self._end_launched(self._launcher, 0.0)
+            return
         if not (self.group is not None and self.group.kill()) and ref is not None:
             for pid in reversed(process.tree(ref.pid)):
                 _signal(pid, signal.SIGKILL)
@@ -241,6 +303,10 @@ class EngineTree:
         """
         self._end_expected = True
         ref = self.root
+        if self._launcher is not None:
+            can_listen = not self.frozen and self.gpu == "on_device"
+            await self._end_launched(self._launcher, grace_s if can_listen else 0.0)
+            return
         if ref is not None and grace_s > 0 and not self.frozen and self.gpu == "on_device":
             _signal(ref.pid, signal.SIGTERM)
             try:
@@ -249,6 +315,18 @@ class EngineTree:
             except TimeoutError:
                 log.warning("event=kill_after_grace engine=%s", self._record.engine)
         await self.kill()
+
+    async def _end_launched(self, launcher: Launcher, grace_s: float) -> None:
+        if launcher.owned:
+            await launcher.end(grace_s)
+            await self.gone()
+        else:  # nobody's to end but theirs who have started it
+            self._forget()
+            self._record.address = None
+            self._save()
+            if self._watcher is not None:
+                self._watcher.cancel()  # its end is no longer our business
+            self._gone.set()
 
     async def gone(self) -> None:
         """Wait until the root is reaped.
@@ -264,6 +342,7 @@ class EngineTree:
             raise KeeperError(message) from error
 
     async def _watch(self, ref: ProcessRef) -> None:
+        self._watcher = asyncio.current_task()
         status = "unknown"
         try:
             pidfd = ref.open()
@@ -275,6 +354,8 @@ class EngineTree:
                 status = await process.reap(pidfd)
             finally:
                 os.close(pidfd)
+        if status == "unknown" and self._launcher is not None:
+            status = await self._launcher.exit_status()
         self._forget()
         expected = self._end_expected
         if not expected:
@@ -291,7 +372,14 @@ class EngineTree:
             self.group.kill()
 
     def _save(self) -> None:
-        records.save(self._path, self._record)
+        """Write down what has happened already: a full disk does not undo it.
+
+        The record of a move that has begun says `moving`, so a later keeper looks for itself.
+        """
+        try:
+            records.save(self._path, self._record)
+        except OSError as error:
+            log.warning("event=record_not_written engine=%s error=%s", self._record.engine, error)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -66,13 +66,25 @@ def _start_ticks(pid: int, *, zombies: bool = False) -> int | None:
 
 
 def stopped(pid: int) -> bool | None:
-    """Whether a signal has stopped the process; None if it is over."""
+    """Whether a signal has stopped the process; None if it is over.
+
+    Also true where it waits in the kernel and will stop before it does anything more: the parent
+    of a `vfork` waits like that for its child, which may itself be stopped before its `exec`.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
+        state = stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3]
+        if state == b"D":
+            return _stop_pending(Path(f"/proc/{pid}/status").read_text())
     except OSError:
         return None
-    state = stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3]
     return None if state in {b"Z", b"X"} else state == b"T"
+
+
+def _stop_pending(status: str) -> bool:
+    """Whether /proc/PID/status tells of a SIGSTOP that is still to be taken."""
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) >> (signal.SIGSTOP - 1) & 1)
 
 
 async def ended(pidfd: int) -> None:
