@@ -174,12 +174,12 @@ class HeldEngine:
             await gpu.suspend(phases, freeze=False)
         try:
             report = await self._checkpoints.dump(kind, canary, phases)
-        except SwapServeError:
+        except (SwapServeError, OSError):  # a full disk, too
             if self._tree.root is not None:
                 await self._back_after_failed_dump(gpu, phases, was_away=was_away)
             raise
         if kind == "golden":
-            await self._resume_or_end(gpu, phases)
+            await (self._tree.freeze(True) if was_away else self._resume_or_end(gpu, phases))
         return phases.report(report.bytes)
 
     async def _back_after_failed_dump(
@@ -295,8 +295,9 @@ class HeldEngine:
                 await self._gpu.recover()
             else:
                 await self._tree.freeze(False)
-        except (SwapServeError, TimeoutError):
+        except (SwapServeError, OSError):
             log.exception("event=not_recovered engine=%s", self.model.name)
+            await self._quench(Phases())
             await self._tree.kill()
         finally:
             self._end()
