@@ -135,8 +135,9 @@ async def execute(engine: str, spec: SandboxSpec, log_tail: Callable[[int], str]
         StartFailed: it could not be executed, or ended at once; nothing of it is left.
     """
     argv = [sys.executable, "-m", "swapserve.keeper.sandbox_init"]
+    order = json.dumps({**spec.as_json(), "parent": os.getpid()}).encode()
     try:
-        done = await run(argv, timeout_s=SPAWN_TIMEOUT_S, stdin=json.dumps(spec.as_json()).encode())
+        done = await run(argv, timeout_s=SPAWN_TIMEOUT_S, stdin=order)
         return ProcessRef.of(json.loads(done.stdout)["pid"])
     except ProcessLookupError as error:
         tail = await asyncio.to_thread(log_tail, LOG_TAIL_LINES)

@@ -1,6 +1,7 @@
 """The program that becomes an engine: builds its namespaces and mounts, then execs it.
 
-Run by the keeper as `python -m swapserve.keeper.sandbox_init`, a `SandboxSpec` as JSON on stdin.
+Run by the keeper as `python -m swapserve.keeper.sandbox_init`, a `SandboxSpec` as JSON on stdin,
+with the keeper's pid as `parent`.
 It prints one JSON line: `{"pid": host pid}` once the engine has been executed, or `{"error"}`.
 The engine is the child of a process that has ended, so it becomes the keeper's own child (the
 keeper is a subreaper). Why each part is there: `swapserve/keeper/sandbox.py`.
@@ -25,6 +26,9 @@ def _step(name: str) -> None:
 def main() -> int:
     """Fork the engine into its namespaces; report its pid or what went wrong."""
     spec = json.load(sys.stdin)
+    # Nobody would know of an engine that a killed keeper has begun to start. One that is in its
+    # cgroup already is found there by the next keeper.
+    linux.die_with(spec["parent"])
     read_end, write_end = os.pipe()  # close-on-exec: end of file means that exec succeeded
     try:
         _enter(spec)

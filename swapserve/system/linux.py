@@ -7,6 +7,7 @@ linux/seccomp.h, linux/bpf_common.h); they are part of the kernel's stable ABI.
 import ctypes
 import errno
 import os
+import signal
 import struct
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _PR_SET_CHILD_SUBREAPER = 36
@@ -104,6 +106,16 @@ def _prctl(option: int, *args: int) -> None:
 def become_subreaper() -> None:
     """Adopt the orphans among all descendants."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill the caller when its parent ends, or end it now if that is over already.
+
+    Children of the caller do not inherit this.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def set_no_new_privs() -> None:

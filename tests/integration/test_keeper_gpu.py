@@ -1,22 +1,25 @@
 """The keeper's verbs for engines with GPU state: suspend, resume, images, ends, its own death."""
 
+import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from swapserve.errors import CudaError, DeviceBusy, KeeperError
+from swapserve.errors import CudaError, DeviceBusy, KeeperError, KeeperUnavailable
 from swapserve.keeper.protocol import Held
 from swapserve.system.process import stopped
 from swapserve.testing.cuda_engine import expected_tokens
 from tests.support.daemon import needs_criu
 from tests.support.gpu_daemon import MIB, GpuSite, gpu_site
 from tests.support.keeper import A, B, Caller, caller, start_keeper, text_of
-from tests.support.leaks import wait_for
+from tests.support.leaks import traces, wait_for
 from tests.support.oracle import PROMPT
 
 pytestmark = [pytest.mark.anyio]
@@ -324,3 +327,45 @@ async def test_without_a_driver_an_engine_cannot_be_suspended_and_says_why(tmp_p
             assert holding.why_not in str(refused.value)
             async with httpx.AsyncClient() as http:
                 assert (await http.get(f"http://{address}/health")).is_success
+
+
+@pytest.mark.parametrize("stage", ["keeper.sandbox_init", "testing.cuda_engine"])
+async def test_an_engine_that_a_killed_keeper_was_just_starting_is_not_left_over(
+    stage: str, here: GpuSite
+) -> None:
+    keeper_pid = here.site.keeper_pid()
+    assert keeper_pid is not None
+    async with caller(here.site) as keeper, asyncio.TaskGroup() as tasks:
+        starting = tasks.create_task(lost(keeper.spawn(A)))
+        await asyncio.to_thread(wait_for, "a start", lambda: below(keeper_pid, "sandbox_init"))
+        os.kill(keeper_pid, signal.SIGSTOP)  # it does not hear how the start goes on
+        try:
+            await asyncio.to_thread(wait_for, "the stage", lambda: below(keeper_pid, stage))
+        finally:
+            os.kill(keeper_pid, signal.SIGKILL)
+        await starting
+    start_keeper(here.site)
+    wait_for("nothing of it is left", lambda: not engines_of(here))
+    async with caller(here.site) as keeper:
+        assert (await keeper.holding(A)).held is Held.NOTHING
+        assert await text_of(await keeper.started(A)) == EXPECTED
+
+
+async def lost(verb: Awaitable[object]) -> None:
+    with pytest.raises(KeeperUnavailable):
+        await verb
+
+
+def below(pid: int, words: str) -> list[int]:
+    """Return the descendants of a process whose command line has these words."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            found += [child.pid] if words in " ".join(child.cmdline()) else []
+    return found
+
+
+def engines_of(here: GpuSite) -> list[str]:
+    """Return what there is of the site's engines, begun or not."""
+    found = traces(here.site.directory).get("processes", ())
+    return [line for line in found if "sandbox_init" in line or "testing.cuda_" in line]
