@@ -153,7 +153,8 @@ class Daemon:
                     memory_bytes=model.memory_bytes,
                     ram=model.ram if Tier.HOST in model.tiers else None,
                     pin=self._pinned(model),
-                    preload=model.preload,
+                    # What others have started takes its memory already.
+                    preload=model.preload or model.launch == "attached",
                     ttl_s=model.ttl_s,
                 )
                 for model in config.models.values()
@@ -237,6 +238,8 @@ class Daemon:
         )
 
     def _pinned(self, model: ModelConfig) -> bool:
+        if model.launch == "attached" and not model.tiers:
+            return True  # it has nowhere to go, and is not ours to end
         asked = self._journal.pinned(model.name)
         return model.pin if asked is None else asked
 

@@ -20,6 +20,7 @@ from swapserve.keeper.hugepages import HugePages
 from swapserve.keeper.images import ImageStore
 from swapserve.keeper.network import Network
 from swapserve.keeper.phases import Phases
+from swapserve.keeper.runtimes import Runtimes
 from swapserve.keeper.sandbox import slug
 from swapserve.system import cgroup, host
 from swapserve.system.cgroup import Cgroup
@@ -50,6 +51,7 @@ class Context:
         self.criu_missing = "the profile is unprivileged"
         self.nft: Path | None = None
         self.workers = Workers(config.keeper)
+        self.runtimes = Runtimes(config.keeper)
         self.nvml = Nvml()
         self.cuda: Features | None = None
         """What the CUDA driver can do; None without GPUs in the configuration."""

@@ -4,37 +4,41 @@ One verb at a time; each runs to its end whoever asked for it. `Holding` says wh
 """
 
 import asyncio
-import json
 import logging
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from swapserve.config.schema import ModelConfig
-from swapserve.errors import CommandError, CudaError, KeeperError, StartFailed, SwapServeError
+from swapserve.errors import CudaError, KeeperError, SwapServeError
 from swapserve.keeper.checkpoint import Checkpoints
 from swapserve.keeper.context import Context
+from swapserve.keeper.launch import execute
+from swapserve.keeper.launchers import launcher_of
 from swapserve.keeper.phases import Phases
 from swapserve.keeper.place import Place
 from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind, Measured, VerbReport
 from swapserve.keeper.record import Record
-from swapserve.keeper.sandbox import SandboxSpec
 from swapserve.keeper.suspension import Suspension
 from swapserve.keeper.tree import EngineTree
 from swapserve.system import process
-from swapserve.system.command import run
 from swapserve.system.gpu import NvmlUnavailable
 from swapserve.system.process import ProcessRef
-
-SPAWN_TIMEOUT_S = 60.0
-LOG_TAIL_LINES = 25
 
 log = logging.getLogger(__name__)
 
 
 class HeldEngine:
-    """One engine. `start_watch` runs a coroutine in the keeper's task group."""
+    """One engine.
+
+    Args:
+        model: its configuration.
+        context: what all engines share.
+        record: what was known of it.
+        start_watch: runs a coroutine in the keeper's task group.
+        exited: told of an end that nobody asked for.
+        held: first process of every engine that runs, by name.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class HeldEngine:
         *,
         start_watch: Callable[[Awaitable[None]], None],
         exited: Callable[[Exited], None],
+        held: Callable[[], Mapping[str, ProcessRef]],
     ) -> None:
         self.model = model
         self._context = context
@@ -51,12 +56,16 @@ class HeldEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self.place = Place(model, context, record)
+        self._launcher = launcher_of(
+            self.place, context, context.runtimes, port=record.port, held=held
+        )
         self._tree = EngineTree(
             record,
             context.record_path(model.name),
             self.place.group,
             start_watch=start_watch,
             exited=exited,
+            launcher=self._launcher,
         )
         self._checkpoints = Checkpoints(self.place, self._tree, context, later=start_watch)
         self._gpu = Suspension(self.place, self._tree, context) if model.gpus else None
@@ -88,9 +97,20 @@ class HeldEngine:
             can_suspend=not why_not,
             why_not=why_not,
             host_bytes=sum(self._tree.device_bytes.values()) if away else 0,
+            owned=self._owned,
             canary=golden.canary if golden else None,
             canary_passed=golden.canary_passed if golden else False,
         )
+
+    @property
+    def _owned(self) -> bool:
+        return self._launcher is None or self._launcher.owned
+
+    async def log_tail(self, lines: int) -> str:
+        """Return the last lines of its own output, as far as anybody keeps them."""
+        if self._launcher is not None and (said := await self._launcher.log_tail(lines)):
+            return said
+        return await asyncio.to_thread(self.place.log_tail, lines)
 
     @property
     def root(self) -> ProcessRef | None:
@@ -111,10 +131,13 @@ class HeldEngine:
             StartFailed: it could not be executed; nothing of it is left.
         """
         async with self._doing("spawn", running=False) as phases:
+            if self._launcher is not None:
+                self._tree.adopt_launched(await self._launcher.launch(phases))
+                return phases.report()
             spec = await self.place.prepare(phases)
             await self._checkpoints.drop("live")
             with phases.phase("spawn"):
-                ref = await self._execute(spec)
+                ref = await execute(self.model.name, spec, self.place.log_tail)
             self._tree.adopt(ref, restored_from=None)
             return phases.report()
 
@@ -224,8 +247,14 @@ class HeldEngine:
             raise CudaError(self.model.name, "resume", str(error), lost=True) from error
 
     async def discard(self) -> VerbReport:
-        """Kill the engine at once, without a word to it."""
+        """Kill the engine at once, without a word to it.
+
+        Raises:
+            KeeperError: it does not run, or is not ours to end.
+        """
         async with self._doing("discard", running=True) as phases:
+            if not self._owned:
+                raise KeeperError(f"'{self.model.name}' was started by others; it is not ended")
             await self._quench(phases)
             with phases.phase("kill"):
                 await self._tree.kill()
@@ -236,10 +265,19 @@ class HeldEngine:
             await self._gpu.quench(phases)
 
     async def stop(self, grace_s: float) -> VerbReport:
-        """End the engine if it runs (TERM, then KILL) and drop its live image."""
+        """End the engine if it runs (TERM, then KILL) and drop its live image.
+
+        One that others have started is let go: as it was found, with its GPU state on its GPUs.
+
+        Raises:
+            DeviceBusy, CudaError: there is no room for that state; it stays with us, suspended.
+        """
         async with self._doing("stop", running=None) as phases:
             if self._tree.root is not None:
-                await self._quench(phases)
+                if self._owned:
+                    await self._quench(phases)
+                elif self._gpu is not None and self._gpu.away:
+                    await self._gpu.resume(phases)
                 with phases.phase("terminate"):
                     await self._tree.terminate(grace_s)
             await self._checkpoints.drop("live")
@@ -285,15 +323,17 @@ class HeldEngine:
         Where it left GPU state half way is found out in the background, as a verb of its own.
         """
         self._tree.recover()
-        if self._tree.root is not None and (self._gpu is not None or self._tree.frozen):
+        unsure = self._gpu is not None or self._launcher is not None or self._tree.frozen
+        if self._tree.root is not None and unsure:
             self._begin("recover")
             self._later(self._recover())
 
     async def _recover(self) -> None:
         try:
+            await self._tree.find_launched()
             if self._gpu is not None:
                 await self._gpu.recover()
-            else:
+            elif self._tree.frozen:
                 await self._tree.freeze(False)
         except (SwapServeError, OSError):
             log.exception("event=not_recovered engine=%s", self.model.name)
@@ -335,20 +375,6 @@ class HeldEngine:
     def _end(self) -> None:
         self._verb = None
         self._idle.set()
-
-    async def _execute(self, spec: SandboxSpec) -> ProcessRef:
-        argv = [sys.executable, "-m", "swapserve.keeper.sandbox_init"]
-        try:
-            done = await run(
-                argv, timeout_s=SPAWN_TIMEOUT_S, stdin=json.dumps(spec.as_json()).encode()
-            )
-            return ProcessRef.of(json.loads(done.stdout)["pid"])
-        except ProcessLookupError as error:
-            tail = await asyncio.to_thread(self.place.log_tail, LOG_TAIL_LINES)
-            raise StartFailed(self.model.name, "it ended at once", tail) from error
-        except (CommandError, ValueError, KeyError) as error:
-            reason = error.output_tail if isinstance(error, CommandError) else str(error)
-            raise StartFailed(self.model.name, reason) from error
 
     def _grace_s(self) -> float:
         own = self.model.stop_grace_s

@@ -42,6 +42,8 @@ class Place:
     @property
     def address(self) -> str:
         """Where the daemon reaches it, `host:port`."""
+        if self._record.address is not None:
+            return self._record.address
         network = self.network
         return f"{network.engine_ip if network else '127.0.0.1'}:{self._record.port}"
 

@@ -24,6 +24,8 @@ class Record:
         engine: configured name.
         index: its place in the subnet, None without a network namespace.
         port: where it listens.
+        address: `host:port` of an engine that others have started; None: that port, on its own
+            address.
         process: its first process, None when it is away.
         restored_from: image kind of that process, None after a cold start.
         frozen: whether it was frozen by us.
@@ -38,6 +40,7 @@ class Record:
     engine: str
     index: int | None
     port: int
+    address: str | None = None
     process: ProcessRef | None = None
     restored_from: ImageKind | None = None
     frozen: bool = False

@@ -35,7 +35,7 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.ids import EngineName
-from swapserve.keeper import network, record
+from swapserve.keeper import containers, network, record
 from swapserve.keeper.agreement import digest
 from swapserve.keeper.context import Context
 from swapserve.keeper.engine import HeldEngine
@@ -43,6 +43,7 @@ from swapserve.keeper.place import new_record
 from swapserve.keeper.protocol import PROTOCOL_VERSION, Exited, ImageKind, VerbReport
 from swapserve.system import command, linux, process
 from swapserve.system.lockfile import only_one
+from swapserve.system.process import ProcessRef
 
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
@@ -108,7 +109,8 @@ class Keeper:
         known = {old.engine: old for old in found.values() if old is not None}
         taken = {old.index for old in known.values() if old.index is not None}
         for name, model in ours.items():
-            wants_network = self._context.can_sandbox and model.sandbox
+            boxed = model.sandbox and model.launch == "process"
+            wants_network = self._context.can_sandbox and boxed
             old = known.get(name)
             if old is None or (old.index is not None) != wants_network:
                 index = self._context.free_index(taken) if wants_network else None
@@ -117,7 +119,12 @@ class Keeper:
                     taken.add(index)
                     await self._reserve(index)
             engine = HeldEngine(
-                model, self._context, old, start_watch=self._start, exited=self._announce
+                model,
+                self._context,
+                old,
+                start_watch=self._start,
+                exited=self._announce,
+                held=self._running,
             )
             self._engines[name] = engine
             engine.recover()
@@ -125,6 +132,24 @@ class Keeper:
             keep = {net.name for held in self._engines.values() if (net := held.place.network)}
             for orphan in await network.sweep(self._context.tag, keep):
                 log.info("event=swept namespace=%s", orphan)
+
+        await self._sweep_containers()
+
+    def _running(self) -> dict[str, ProcessRef]:
+        return {name: root for name, held in self._engines.items() if (root := held.root)}
+
+    async def _sweep_containers(self) -> None:
+        """Remove what a killed keeper left of containers that belong to no engine of ours."""
+        models = self._context.config.models.values()
+        if not any(model.launch == "container" for model in models):
+            return
+        ours = set(self._running())  # one that was just being started is removed, too
+        for tool in await self._context.runtimes.tools():
+            try:
+                for engine in await containers.sweep(tool, self._context.tag, ours):
+                    log.info("event=swept container_of=%s", engine)
+            except KeeperError as error:
+                log.warning("event=not_swept tool=%s error=%s", tool.kind, error)
 
     async def _reserve(self, index: int) -> None:
         """Make a network before its engine's first start: so another keeper sees it is taken."""
@@ -152,7 +177,7 @@ class Keeper:
         async def guarded() -> None:
             try:
                 await work
-            except OSError:
+            except (OSError, SwapServeError):
                 log.exception("event=background_work_failed")
 
         assert self._tasks is not None
@@ -285,7 +310,7 @@ async def _measure(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _log_tail(engine: HeldEngine, request: dict[str, Any]) -> dict[str, Any]:
-    return {"text": await asyncio.to_thread(engine.place.log_tail, int(request["lines"]))}
+    return {"text": await engine.log_tail(int(request["lines"]))}
 
 
 async def _canary_passed(engine: HeldEngine, _: dict[str, Any]) -> dict[str, Any]:

@@ -200,6 +200,8 @@ class EngineActor:
             with move.trace.phase("measure"):
                 self.figures.measured(await self._mover.measure())
         self.figures.came(way, move.trace.seconds)
+        if self.model.launch == "attached":
+            await self._look()  # its address
         # Asking the keeper again would stand in the way of the first token; it is done below.
         image: ImageKind | None = None
         match way:

@@ -4,13 +4,16 @@
 #include "driver.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 static double linger_until;
+static sem_t named;
 
 static void set_state(enum state state)
 {
@@ -258,11 +261,22 @@ static int carry_out(const struct request *request)
     }
 }
 
+/* By the thread itself, since a /proc of another PID namespace would not know it by number; before
+ * anybody can look for it. */
+static void take_name(void)
+{
+    char name[16];
+    snprintf(name, sizeof name, "cuda%011x", (unsigned)getpid() << 4 | 0xa);
+    prctl(PR_SET_NAME, name);
+    sem_post(&named);
+}
+
 static void *driver_thread(void *unused)
 {
     sigset_t wake;
     struct timespec tick = {.tv_nsec = 20000000};
     (void)unused;
+    take_name();
     sigemptyset(&wake);
     sigaddset(&wake, WAKE);
     for (;;) {
@@ -288,20 +302,18 @@ bool driver_thread_start(void)
     pthread_t thread;
     pthread_attr_t attributes;
     sigset_t all, before;
-    char name[16];
     if (started)
         return true;
     /* Every signal of the process is for its other threads. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
+    sem_init(&named, 0, 0);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     started = pthread_create(&thread, &attributes, driver_thread, NULL) == 0;
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (started) {
-        snprintf(name, sizeof name, "cuda%011x", (unsigned)getpid() << 4 | 0xa);
-        pthread_setname_np(thread, name);
-    }
+    if (started)
+        sem_wait(&named);
     return started;
 }

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,8 @@ def gpu_site(
     args: Sequence[str] = (),
     share: float = SHARE,
     model: dict[str, Any] | None = None,
+    more: Sequence[Model] = (),
+    there: StandIn | None = None,
     **sections: Any,
 ) -> Iterator[GpuSite]:
     """Yield a site with a GPU (or several) and engines of which only one fits.
@@ -106,12 +108,18 @@ def gpu_site(
         args: of every engine.
         share: of a GPU that each engine takes.
         model: keys of every model.
+        more: further models.
+        there: GPUs that exist already.
         sections: of the configuration.
     """
-    with standin(directory / "gpu", gpus=gpus, **(standing or {})) as there:
+    with ExitStack() as stack:
+        if there is None:
+            made = standin(directory / "gpu", gpus=gpus, **(standing or {}))
+            there = stack.enter_context(made)
+        memory = there.config.memory
         devices = {
             f"gpu{index}": {"kind": "gpu", "uuid": uuid, "memory": size}
-            for index, (uuid, size) in enumerate(zip(there.uuids, gpus, strict=True))
+            for index, (uuid, size) in enumerate(zip(there.uuids, memory, strict=True))
         }
         settings = {
             "recipe_dirs": [str(recipe(directory / "recipes", **(recipe_changes or {})))],
@@ -125,6 +133,7 @@ def gpu_site(
         }
         settings["keeper"] = {**keeper, **settings.get("keeper", {})}
         models = [cuda(name, there, *args, share=share, **(model or {})) for name in names]
+        models += more
         with site(directory, models, env=there.env, **settings) as here:
             yield GpuSite(here, there)
 
