@@ -48,6 +48,10 @@ class Suspension:
     def _ended(self) -> bool:
         return self._tree.root is None
 
+    def _check_there(self, step: str) -> None:
+        if self._ended():
+            raise CudaError(self._name, step, "it has ended meanwhile", lost=True)
+
     async def suspend(self, phases: Phases, *, freeze: bool = True) -> int:
         """Move its GPU state to host memory, then freeze it; return the bytes moved.
 
@@ -68,8 +72,7 @@ class Suspension:
                 else:  # brought back, as far as it had been moved
                     self._tree.gpu_on_device(revived=True)
                 raise
-            if self._ended():
-                raise CudaError(self._name, "verify", "it has ended meanwhile", lost=True)
+            self._check_there("verify")
             self._tree.gpu_in_host_memory(moved.processes, moved.device_bytes)
             if freeze:
                 await self._freeze(phases)
@@ -114,7 +117,9 @@ class Suspension:
         async with self._context.gpus(self._uuids, phases):
             await self._cuda.admit(self._tree.device_bytes, phases)
             await self._thaw(phases)
+            self._check_there("thaw")
             await self._bring_back(phases)
+            self._check_there("unlock")
             return sum(self._tree.device_bytes.values())
 
     async def _thaw(self, phases: Phases) -> None:
