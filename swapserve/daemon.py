@@ -330,7 +330,7 @@ class Daemon:
             recipe=model.recipe.name,
             devices=model.devices,
             mechanism=model.mechanism if model.gpus else None,
-            host_bytes=holding.host_bytes if holding else 0,
+            host_bytes=actor.host_bytes,
             state=standing.state,
             tier=standing.tier,
             since=standing.since,

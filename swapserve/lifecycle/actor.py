@@ -74,6 +74,11 @@ class EngineActor:
         self._inbox: asyncio.Queue[Order | Exited | Measure] = asyncio.Queue()
         self._measure_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def host_bytes(self) -> int:
+        """GPU state that rests in host memory now, moved there by the driver or by itself."""
+        return (self.holding.host_bytes if self.holding else 0) + self.figures.kept_bytes
+
     # --------------------------------------------------- from other tasks
 
     def order(self, order: Order) -> None:
@@ -133,7 +138,7 @@ class EngineActor:
         asleep = await self._mover.resting(holding)
         if holding.held is Held.SUSPENDED or asleep:
             self.standing.change(_S.SWAPPED_OUT, Tier.HOST, "recovered", check=False)
-            left = self.figures.by_device(await self._mover.measure()) if asleep else {}
+            left = self.figures.found_asleep(await self._mover.measure()) if asleep else {}
             self._seen(residue=left)
             return
         self.standing.change(_S.STARTING, Tier.DEVICE, "recovered", check=False)
@@ -149,7 +154,7 @@ class EngineActor:
                 footprint=self.figures.footprint,
                 can_preempt=survives(self.model, self._known()),
                 can_dump=to_disk(self.model, self._known()),
-                host_bytes=self._known().host_bytes,
+                host_bytes=self.host_bytes,
                 residue=residue or {},
             )
         )
@@ -238,7 +243,9 @@ class EngineActor:
             self.model,
             known,
             to=order.to,
-            mechanism=self.figures.mechanism(known, in_flight=order.in_flight),
+            mechanism=self.figures.mechanism(
+                known, in_flight=order.in_flight, rests=from_tier is Tier.HOST
+            ),
             in_flight=order.in_flight,
             keep_cache=self.figures.keeps_cache(),
         )
@@ -266,12 +273,12 @@ class EngineActor:
         ended = way in {"discard", "kill"}
         if ended:
             self._tell.engine_gone()
-        self.figures.left(way, move.trace.seconds)
+        self.figures.left(way, move.trace.seconds, rested=move.from_tier is Tier.HOST)
         tier = tier_after(way)
-        host_bytes = move.trace.bytes if tier is Tier.HOST else 0
         residue: Footprint = {}
         if way in RESTING_WAYS:
-            host_bytes, residue = self.figures.rested(way, await self._mover.measure())
+            residue = self.figures.rested(way, await self._mover.measure())
+        in_ram = move.trace.bytes + self.figures.kept_bytes if tier is Tier.HOST else 0
         self.standing.change(_S.SWAPPED_OUT, tier, order.cause)
         self.standing.moved(move, tier)
         left = EngineLeft(
@@ -279,7 +286,7 @@ class EngineActor:
             tier=tier,
             seconds=move.trace.seconds,
             leases_lost=bool(order.in_flight) and ended,
-            host_bytes=host_bytes,
+            host_bytes=in_ram,
             residue=residue,
         )
         await self._is_gone(left)
@@ -319,11 +326,7 @@ class EngineActor:
         self.standing.change(state, tier, error.code)
         self._tell.post(
             TransitionFailed(
-                engine=self.model.name,
-                error=error,
-                state=state,
-                tier=tier,
-                leases_lost=leases_lost,
+                engine=self.model.name, error=error, state=state, tier=tier, leases_lost=leases_lost
             )
         )
 
@@ -345,10 +348,7 @@ class EngineActor:
         self.standing.moved(move, Tier.NONE)
         await self._is_gone(
             EngineLeft(
-                engine=self.model.name,
-                tier=Tier.NONE,
-                seconds=move.trace.seconds,
-                leases_lost=True,
+                engine=self.model.name, tier=Tier.NONE, seconds=move.trace.seconds, leases_lost=True
             )
         )
 
@@ -361,6 +361,7 @@ class EngineActor:
         if holding.held is Held.RUNNING and holding.pid != exited.pid:
             return  # old news: it has come back since
         error = await self._mover.crashed(exited)
+        self.figures.gone()
         self.standing.error = f"{error}\n{error.log_tail}"
         self._tell.engine_gone()
         self.standing.change(_S.FAILED, Tier.NONE, error.code)

@@ -41,6 +41,8 @@ class Figures:
         self._cache = CacheValue()
         self._choice = Choice.from_json(journal.costs(model.name))
         self._left_by: Mechanism | None = None
+        self.kept_bytes = 0
+        """GPU state that an engine asleep has moved to host memory by itself."""
 
     # ------------------------------------------------------------ footprint
 
@@ -73,11 +75,18 @@ class Figures:
         self._journal.measured(self._model.name, footprint)
         return footprint
 
-    def rested(self, way: WayOut, measured: Measured) -> tuple[int, Footprint]:
-        """Return what an engine that sleeps by itself keeps: in host memory, and on its devices."""
+    def rested(self, way: WayOut, measured: Measured) -> Footprint:
+        """Return what an engine that sleeps by itself keeps of its devices."""
         residue = self.by_device(measured)
         freed = max(0, (self.footprint_bytes or 0) - sum(residue.values()))
-        return (freed if way == "sleep" else 0), residue
+        self.kept_bytes = freed if way == "sleep" else 0
+        return residue
+
+    def found_asleep(self, measured: Measured) -> Footprint:
+        """Return the same of one that an earlier daemon has put to sleep, who knows how."""
+        wanted = self._model.mechanism
+        may_keep = wanted == "sleep" or (wanted == "auto" and "sleep" in self._mechanisms)
+        return self.rested("sleep" if may_keep else "deep_sleep", measured)
 
     # ---------------------------------------------------------------- cache
 
@@ -107,10 +116,16 @@ class Figures:
 
     # ------------------------------------------------------------ mechanism
 
-    def mechanism(self, holding: Holding, *, in_flight: int) -> Mechanism | None:
-        """Return how it goes to the host tier; None if it cannot (or has no GPU)."""
+    def mechanism(self, holding: Holding, *, in_flight: int, rests: bool) -> Mechanism | None:
+        """Return how it goes to the host tier; None if it cannot (or has no GPU).
+
+        What an engine that `rests` there by itself has kept on its devices only the driver moves.
+        """
         if not self._model.gpus or Tier.HOST not in self._model.tiers:
             return None
+        if rests:
+            can = holding.can_suspend and "checkpoint" in self._mechanisms
+            return "checkpoint" if can else None
         cache_s = 0.0 if self._model.keep_cache == "never" else self._cache.worth_s
         return self._choice.pick(
             self._mechanisms,
@@ -122,9 +137,11 @@ class Figures:
             cache_s=cache_s,
         )
 
-    def left(self, way: WayOut, seconds: float) -> None:
-        """Take in that it has left its devices."""
-        self._left_by = _MECHANISM_OF.get(way)
+    def left(self, way: WayOut, seconds: float, *, rested: bool) -> None:
+        """Take in that it has left its devices; where it `rested` already, no swap is measured."""
+        self._left_by = None if rested else _MECHANISM_OF.get(way)
+        if not (rested and way == "checkpoint"):
+            self.kept_bytes = 0
         if way == "live":
             self._cache.dumped(seconds)
         if way in _LOSES_CACHE:
@@ -142,6 +159,7 @@ class Figures:
         elif way in {"cold", "golden"}:
             self._choice.started(seconds)
         self._left_by = None
+        self.kept_bytes = 0
         self._save()
 
     def failed(self, way: WayOut, error: SwapServeError) -> None:
@@ -160,3 +178,4 @@ class Figures:
         """Take in that its process has ended."""
         self._cache.emptied()
         self._left_by = None
+        self.kept_bytes = 0
