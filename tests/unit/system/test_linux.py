@@ -1,6 +1,6 @@
 import os
 import signal
-import subprocess
+import subprocess  # noqa: TID251 - a process and its parent
 import sys
 
 from tests.support.leaks import wait_for
