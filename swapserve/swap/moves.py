@@ -30,6 +30,8 @@ HEALTH_POLL_S = 0.05
 PROBE_POLL_S = 0.01
 RESTORED_TIMEOUT_S = 60.0
 """How long a restored engine may take to answer its first probe."""
+STILL_TIMEOUT_S = 10.0
+"""The same of one that could not leave: it may be busy with what it was asked before."""
 LOG_TAIL_LINES = 25
 RESTS: frozenset[Mechanism] = frozenset({"lean", "sleep", "deep_sleep"})
 """Mechanisms after which an engine has to be woken."""
@@ -192,7 +194,12 @@ class Mover:
         """Drop an image that did not restore to what it was made of."""
         if way == "golden":
             self._notice(f"golden image dropped: {error}")
-            await self._keeper.drop_image(self._model.name, "golden")
+            try:
+                await self._keeper.drop_image(self._model.name, "golden")
+            except KeeperUnavailable:
+                raise
+            except SwapServeError as failure:  # so it is tried, and fails, once more
+                self._notice(f"the golden image could not be dropped: {failure}")
 
     async def _warm_up(self, holding: Holding) -> Canary | None:
         assert holding.address is not None
@@ -239,6 +246,7 @@ class Mover:
     async def _clear(self) -> None:
         """End whatever a failed move left running, so that its memory is free."""
         try:
+            await self.holding()  # a verb that outlasted our patience goes on until its end
             await self._keeper.stop(self._model.name, 0.0)
         except SwapServeError as error:
             log.warning("event=not_cleared engine=%s error=%s", self._model.name, error)
@@ -296,7 +304,11 @@ class Mover:
         except SwapServeError as error:
             log.warning("event=not_woken engine=%s error=%s", self._model.name, error)
             return False
-        return await self._adapter.healthy(holding.address)
+        try:
+            await self._healthy(holding, STILL_TIMEOUT_S, HEALTH_POLL_S)
+        except StartFailed:
+            return False
+        return True
 
     async def stop(self, trace: Trace) -> None:
         """End the engine for good (images of an idle engine stay)."""
