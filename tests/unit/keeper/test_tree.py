@@ -94,7 +94,8 @@ async def test_an_end_in_the_middle_of_a_freeze_is_no_freeze(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that cannot be stopped keeps the freeze waiting until all is killed."""
-    monkeypatch.setattr(process, "stopped", lambda _: False)
+    real = process.stopped
+    monkeypatch.setattr(process, "stopped", lambda pid: None if real(pid) is None else False)
     async with engine(tmp_path) as here, asyncio.TaskGroup() as tasks:
         freezing = tasks.create_task(_refused(here.tree))
         await asyncio.sleep(0.02)
