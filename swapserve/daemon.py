@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,7 @@ from swapserve.lifecycle.orders import Callbacks, Order
 from swapserve.lifecycle.standing import Standing
 from swapserve.messages import (
     DeviceSpec,
+    EngineExited,
     EngineSpec,
     Event,
     PolicySpec,
@@ -48,7 +49,7 @@ from swapserve.router.proxy import Proxy
 from swapserve.router.resolve import Directory
 from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
-from swapserve.states import Tier
+from swapserve.states import EngineState, Tier
 from swapserve.status import DeviceStatus, EngineStatus, Status
 from swapserve.swap.moves import Mover
 from swapserve.system.lockfile import only_one
@@ -83,6 +84,7 @@ class Daemon:
         self._actors: dict[EngineName, EngineActor] = {}
         self._runner: Runner | None = None
         self._tasks: asyncio.TaskGroup | None = None
+        self._lost: KeeperError | None = None
 
     # ------------------------------------------------------------ its life
 
@@ -98,7 +100,7 @@ class Daemon:
         await self._keeper.connect()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            background = [tasks.create_task(self._listen_to_keeper())]
+            background = [tasks.create_task(self._until_lost(self._keeper.run))]
             await self._keeper.hello()
             background += self._build(tasks)
             try:
@@ -107,6 +109,8 @@ class Daemon:
                 if self._started_keeper:  # for nobody: the front door never opened
                     await self._keeper.shutdown()
                 raise
+            if self._lost is not None:
+                raise self._lost
             if self._config.server.on_exit == "stop":
                 await self._keeper.shutdown()
             for task in background:
@@ -123,12 +127,19 @@ class Daemon:
             await self.closing.wait()
             self._post(ShutdownAsked())
 
-    async def _listen_to_keeper(self) -> None:
+    async def _until_lost(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what needs the keeper. Without one the daemon ends: in good order, and at once."""
         try:
-            await self._keeper.run()
-        except KeeperError:
+            await work()
+        except KeeperError as error:
             if not self.closing.is_set():
-                raise
+                self._lost = error
+                for name, actor in self._actors.items():
+                    if actor.standing.state not in {EngineState.READY, EngineState.DRAINING}:
+                        gone = EngineUnavailable(name, f"'{name}' cannot be brought back: {error}")
+                        self._post(EngineExited(engine=name, error=gone))
+                        self._proxy.engine_gone(name)
+                self.closing.set()  # those on engines that serve may finish
 
     def _build(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         config = self._config
@@ -170,7 +181,8 @@ class Daemon:
         )
         self._runner = Runner(core, self, self._admission)
         background = [tasks.create_task(self._runner.run())]
-        background += [tasks.create_task(actor.run()) for actor in self._actors.values()]
+        runs = [actor.run for actor in self._actors.values()]
+        background += [tasks.create_task(self._until_lost(run)) for run in runs]
         return background
 
     def _actor(self, model: ModelConfig) -> EngineActor:
@@ -216,8 +228,7 @@ class Daemon:
             self._runner.post(event)
 
     def _exited(self, exited: Exited) -> None:
-        actor = self._actors.get(EngineName(exited.engine))
-        if actor is not None:
+        if (actor := self._actors.get(EngineName(exited.engine))) is not None:
             actor.exited(exited)
 
     def _learn(self, event: BusEvent) -> None:

@@ -4,6 +4,7 @@ processes, streams and CRIU, on the stand-in for NVIDIA's driver."""
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -295,4 +296,48 @@ async def test_an_idle_engine_comes_back_from_its_golden_image_with_gpu_state(
         ways = [move.mechanism for move in daemon.swaps("a")]
         assert ways[:3] == ["cold", "discard", "golden"]
         assert daemon.engine("a").golden_image
+        here.check()
+
+
+async def test_when_the_keeper_dies_who_waits_hears_it_at_once(tmp_path: Path) -> None:
+    with gpu_site(tmp_path, args=PACE, model=HOST_ONLY, scheduling={"quantum": "2s"}) as here:
+        daemon = here.start()
+        assert ask(daemon, "b").status_code == 200
+        long = 2000
+        keeper = here.site.keeper_pid()
+        assert keeper is not None
+        async with daemon.http() as http, asyncio.TaskGroup() as tasks:
+            at = asyncio.Event()
+
+            def watch(answer: Answer) -> None:
+                if len(answer.pieces) == 60:
+                    at.set()
+
+            suspended = tasks.create_task(
+                stream(http, daemon.completions, completion("a", long), on_piece=watch)
+            )
+            await at.wait()
+            serving = tasks.create_task(stream(http, daemon.completions, completion("b", LONG)))
+            await asyncio.to_thread(daemon.wait_for_state, "b", "ready")
+            waiting = tasks.create_task(stream(http, daemon.completions, completion("a", SHORT)))
+            await asyncio.to_thread(
+                wait_for,
+                "it waits",
+                lambda: daemon.engine("a").waiting + daemon.engine("a").suspended == 2,
+            )
+            os.kill(keeper, signal.SIGKILL)
+            killed = time.monotonic()
+            for task in (suspended, waiting):
+                error = (await task).error
+                assert error is not None
+                assert error["code"] in {"engine_unavailable", "shutting_down"}
+            assert time.monotonic() - killed < 1
+        answer = serving.result()
+        assert answer.done
+        assert answer.text == text_of("b", LONG), "its engine serves, so it may finish"
+        assert daemon.process.wait(30) == 1
+        assert text_of("a", long).startswith(suspended.result().text)
+        daemon = here.start()
+        assert ask(daemon, "a").json()["choices"][0]["text"] == text_of("a", SHORT)
+        assert ask(daemon, "b").json()["choices"][0]["text"] == text_of("b", SHORT)
         here.check()
