@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ class Checkpoints:
         """Return the live image's manifest, None if there is none."""
         return self._images.manifest(self._place.slug, "live")
 
-    def device_bytes(self, kind: ImageKind) -> dict[str, int]:
-        """Return what an image's GPU state will take of each GPU; empty if there is no image."""
+    def gpu_state(self, kind: ImageKind) -> tuple[tuple[str, ...], dict[str, int]]:
+        """Return the GPUs that an image's state is of, and what it takes of each; empty if none."""
         manifest = self._images.manifest(self._place.slug, kind)
-        return manifest.device_bytes if manifest else {}
+        return (manifest.gpus, manifest.device_bytes) if manifest else ((), {})
 
     async def drop(self, kind: ImageKind) -> None:
         """Delete an image; harmless if there is none."""
@@ -117,6 +118,7 @@ class Checkpoints:
                 bytes=size,
                 canary=canary,
                 device_bytes=self._tree.device_bytes if self._place.model.gpus else {},
+                gpus=self._tree.gpus,
             )
             await asyncio.to_thread(images.commit, staging, self._place.slug, manifest)
         if kind == "live":
@@ -144,7 +146,9 @@ class Checkpoints:
                 )
             with phases.phase("verify"):
                 gpu = manifest.device_bytes if self._place.model.gpus else None
-                self._tree.adopt(ProcessRef.of(pid), restored_from=kind, device_bytes=gpu)
+                self._tree.adopt(
+                    ProcessRef.of(pid), restored_from=kind, device_bytes=gpu, gpus=manifest.gpus
+                )
                 await asyncio.to_thread(self._tree.gather)
         except (CriuError, ProcessLookupError, OSError) as error:
             await self._clear_after_failed_restore(network)
@@ -194,6 +198,10 @@ class Checkpoints:
 
     def _fingerprint(self, spec: SandboxSpec) -> str:
         criu = self._context.criu
+        cuda = self._context.cuda
+        if self._place.model.gpus and cuda is not None and cuda.remaps:
+            # Its state can come back to other GPUs of the same kind.
+            spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": ""})
         return fingerprint(
             spec,
             recipe=self._place.model.recipe.name,
@@ -202,9 +210,12 @@ class Checkpoints:
         )
 
     def _cuda_versions(self) -> dict[str, str]:
-        """Return the driver that an engine on a GPU depends on; which GPU is in its environment."""
+        """Return the driver and the kinds of GPU that an engine depends on."""
         cuda = self._context.cuda if self._place.model.gpus else None
-        return {} if cuda is None else {"driver": cuda.driver or ""}
+        if cuda is None:
+            return {}
+        kinds = self._context.kinds(self._place.model.gpus)
+        return {"driver": cuda.driver or "", "gpus": ", ".join(kinds)}
 
     def _mapped(self, root: int, spec: SandboxSpec) -> dict[str, str]:
         """Return the identity of every host file that the tree has mapped, by host path."""

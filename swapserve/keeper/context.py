@@ -93,6 +93,14 @@ class Context:
                     await held.enter_async_context(self._gpus[uuid])
             yield
 
+    def kinds(self, uuids: Sequence[str]) -> list[str]:
+        """Return the names of these GPUs' models; of one that NVML does not know, its UUID."""
+        try:
+            known = {gpu.uuid: gpu.name for gpu in self.nvml.gpus()}
+        except NvmlUnavailable:
+            known = {}
+        return [known.get(uuid, uuid) for uuid in uuids]
+
     def cannot_move(self, uuids: Sequence[str]) -> str:
         """Return why GPU state on these GPUs cannot be moved; empty if it can (blocks)."""
         if self.cuda is None or not uuids:

@@ -66,6 +66,7 @@ class HeldEngine:
             start_watch=start_watch,
             exited=exited,
             launcher=self._launcher,
+            gpus=model.gpus,
         )
         self._checkpoints = Checkpoints(self.place, self._tree, context, later=start_watch)
         self._gpu = Suspension(self.place, self._tree, context) if model.gpus else None
@@ -231,8 +232,8 @@ class HeldEngine:
         async with self._doing("restore", running=False) as phases:
             if self._gpu is None:
                 return await self._checkpoints.restore(kind, phases)
-            needs = await asyncio.to_thread(self._checkpoints.device_bytes, kind)
-            await self._gpu.admit(needs, phases)
+            gpus, held = await asyncio.to_thread(self._checkpoints.gpu_state, kind)
+            await self._gpu.admit(gpus, held, phases)
             report = await self._checkpoints.restore(kind, phases)
             if self._gpu.away:
                 await self._resume_or_end(self._gpu, phases)

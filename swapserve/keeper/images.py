@@ -36,6 +36,7 @@ class Manifest:
         canary: what the engine answered to its canary prompt, as its adapter wrote it.
         canary_passed: whether a restored engine has given that answer since.
         device_bytes: what its GPU state, which is in the image, takes of each GPU.
+        gpus: those GPUs, in the order of its configuration.
     """
 
     version: int
@@ -48,6 +49,7 @@ class Manifest:
     canary: dict[str, Any] | None
     canary_passed: bool = False
     device_bytes: dict[str, int] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
 
 
 def identity(path: Path) -> str:
@@ -114,7 +116,7 @@ class ImageStore:
         """Return the manifest of a complete image, None if there is none that we can read."""
         try:
             data = json.loads((self.path(slug, kind) / MANIFEST).read_text())
-            manifest = Manifest(**data)
+            manifest = Manifest(**{**data, "gpus": tuple(data.get("gpus", ()))})
         except (OSError, ValueError, TypeError):
             return None
         return manifest if manifest.version == MANIFEST_VERSION else None

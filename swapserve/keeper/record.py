@@ -33,6 +33,7 @@ class Record:
             after the last one.
         cuda: the processes whose state was moved to host memory.
         device_bytes: what they held, by GPU, before.
+        gpus: the GPUs that its state is of, in the order of its configuration then.
         revived: whether its GPU state was ever brought back: such a process must not be killed
             with its state on the device (NVIDIA/cuda-checkpoint issue 53).
     """
@@ -47,6 +48,7 @@ class Record:
     gpu: GpuState = "on_device"
     cuda: tuple[ProcessRef, ...] = ()
     device_bytes: dict[str, int] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
     revived: bool = False
 
 
@@ -56,7 +58,10 @@ def load(path: Path) -> Record | None:
         data = json.loads(path.read_text())
         process = data.pop("process")
         cuda = tuple(ProcessRef(**one) for one in data.pop("cuda", ()))
-        return Record(**data, cuda=cuda, process=ProcessRef(**process) if process else None)
+        gpus = tuple(data.pop("gpus", ()))
+        return Record(
+            **data, cuda=cuda, gpus=gpus, process=ProcessRef(**process) if process else None
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

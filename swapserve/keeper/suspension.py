@@ -9,7 +9,7 @@ keeper knows whether it must look.
 import asyncio
 import logging
 
-from swapserve.errors import CudaError, KeeperError
+from swapserve.errors import CudaError, ImageError, KeeperError
 from swapserve.keeper.context import Context
 from swapserve.keeper.cuda.readings import Readings
 from swapserve.keeper.cuda.tree import CudaTree
@@ -115,7 +115,8 @@ class Suspension:
             CudaError: `lost`: it was ended; else nothing was tried, and it is suspended as before.
         """
         async with self._context.gpus(self._uuids, phases):
-            await self._cuda.admit(self._tree.device_bytes, phases)
+            needs = self._needs(self._tree.gpus, self._tree.device_bytes)
+            await self._cuda.admit(needs, phases)
             await self._thaw(phases)
             self._check_there("thaw")
             await self._bring_back(phases)
@@ -134,23 +135,47 @@ class Suspension:
         except KeeperError as error:
             raise CudaError(self._name, "thaw", str(error), lost=True) from error
 
-    async def admit(self, needs: dict[str, int], phases: Phases) -> None:
-        """Check that its GPUs have room for what an image will bring.
+    async def admit(
+        self, gpus: tuple[str, ...], device_bytes: dict[str, int], phases: Phases
+    ) -> None:
+        """Check that its GPUs can take what an image will bring.
+
+        Args:
+            gpus: those that the image's state is of.
+            device_bytes: what it takes of each of them.
+            phases: accounts of the verb.
 
         Raises:
-            DeviceBusy: one has not.
+            ImageError: it is of other GPUs, and the driver cannot bring it to these.
+            DeviceBusy: one has no room.
         """
-        await self._cuda.admit(needs, phases)
+        if pairs := self._pairs(gpus):
+            cuda = self._context.cuda
+            if len(gpus) != len(self._uuids) or cuda is None or not cuda.remaps:
+                where = ", ".join(old for old, _ in pairs)
+                message = f"its GPU state is of {where}, and this driver cannot bring it elsewhere"
+                raise ImageError(self._name, "restore", message)
+        await self._cuda.admit(self._needs(gpus, device_bytes), phases)
+
+    def _pairs(self, gpus: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """Return from which GPU to which its state has to go; empty if it stays where it was."""
+        return () if gpus in {(), self._uuids} else tuple(zip(gpus, self._uuids, strict=False))
+
+    def _needs(self, gpus: tuple[str, ...], device_bytes: dict[str, int]) -> dict[str, int]:
+        """Return what it will take, by the GPUs that it has now."""
+        moves = dict(self._pairs(gpus))
+        return {moves.get(uuid, uuid): size for uuid, size in device_bytes.items()}
 
     async def _bring_back(self, phases: Phases) -> None:
         # After a restore by CRIU the pids are new: then the processes are found by their state.
         processes, needs = self._tree.cuda, self._tree.device_bytes
+        pairs = self._pairs(self._tree.gpus)
         try:
             self._tree.gpu_moves(needs)
         except OSError as error:  # whoever waits for it is worth more than a record
             log.warning("event=record_not_written engine=%s error=%s", self._name, error)
         try:
-            await self._cuda.resume(processes or None, needs, phases)
+            await self._cuda.resume(processes or None, needs, phases, pairs=pairs)
         except CudaError as error:
             if error.lost:
                 await self._end(error)
@@ -158,6 +183,7 @@ class Suspension:
                 self._tree.gpu_in_host_memory(processes, needs)
                 await self._freeze_again()
             raise
+        self._tree.gpu_moved(self._uuids, self._needs(self._tree.gpus, needs))
         self._tree.gpu_on_device(revived=True)
 
     async def _freeze_again(self) -> None:

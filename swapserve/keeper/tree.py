@@ -22,7 +22,6 @@ from swapserve.system.cgroup import Cgroup
 from swapserve.system.process import ProcessRef
 
 FREEZE_TIMEOUT_S = 10.0
-STOP_POLL_S = 0.002
 KILL_TIMEOUT_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ class EngineTree:
         start_watch: runs a coroutine in the keeper's task group.
         exited: told of an end that nobody asked for.
         launcher: of an engine that is no child of ours: a container, or started by others.
+        gpus: those of its configuration.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class EngineTree:
         start_watch: Callable[[Awaitable[None]], None],
         exited: Callable[[Exited], None],
         launcher: Launcher | None = None,
+        gpus: tuple[str, ...] = (),
     ) -> None:
         self.group = group
+        self._gpus = gpus
         self._launcher = launcher
         self._record = record
         self._path = path
@@ -85,6 +87,16 @@ class EngineTree:
     def device_bytes(self) -> dict[str, int]:
         """What it held of each GPU when its state was last moved."""
         return self._record.device_bytes
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that its state is of, in the order of its configuration at that time."""
+        return self._record.gpus
+
+    def gpu_moved(self, gpus: tuple[str, ...], device_bytes: dict[str, int]) -> None:
+        """Note that its state is to come back to other GPUs than it came from."""
+        self._record.gpus = gpus
+        self._record.device_bytes = device_bytes
 
     @property
     def revived(self) -> bool:
@@ -122,6 +134,7 @@ class EngineTree:
         *,
         restored_from: ImageKind | None,
         device_bytes: dict[str, int] | None = None,
+        gpus: tuple[str, ...] | None = None,
     ) -> None:
         """Take a running process as the engine's root and watch it.
 
@@ -130,6 +143,7 @@ class EngineTree:
             restored_from: kind of the image it came from; None: it began anew.
             device_bytes: what its GPU state, still in host memory, will take of each GPU, as far as
                 it is known; None: it has none.
+            gpus: the GPUs that this state is of; None: those of its configuration.
 
         Raises:
             OSError: it could not be noted, so a later keeper would not find it; it is watched, and
@@ -142,6 +156,7 @@ class EngineTree:
         self._record.revived = away
         self._record.gpu = "in_host_memory" if away else "on_device"
         self._record.device_bytes = device_bytes or {}
+        self._record.gpus = self._gpus if gpus is None else gpus
         self._record.cuda = ()
         self._watch_over(ref)
         records.save(self._path, self._record)
@@ -240,7 +255,7 @@ class EngineTree:
                     await self.group.freeze(False, timeout_s=FREEZE_TIMEOUT_S)
                 raise
         elif not await self._paused(on):
-            await self._stop_or_continue(self.root.pid, on)
+            await process.stop_tree(self.root.pid, on, timeout_s=FREEZE_TIMEOUT_S)
         if self.root is None:
             raise self._has_ended()
         self._record.frozen = on
@@ -257,24 +272,6 @@ class EngineTree:
             return await self._launcher.pause(on)
         except KeeperError as error:
             raise TimeoutError(str(error)) from error
-
-    async def _stop_or_continue(self, root: int, on: bool) -> None:
-        """Freeze by signal: over and over, since processes may be forked meanwhile."""
-        try:
-            async with asyncio.timeout(FREEZE_TIMEOUT_S):
-                while self.root is not None and (
-                    moving := [
-                        pid for pid in process.tree(root) if process.stopped(pid) is (not on)
-                    ]
-                ):
-                    for pid in moving:
-                        _signal(pid, signal.SIGSTOP if on else signal.SIGCONT)
-                    await asyncio.sleep(STOP_POLL_S)
-        except TimeoutError:
-            if on:
-                for pid in process.tree(root):
-                    _signal(pid, signal.SIGCONT)
-            raise
 
     def expect_end(self, expected: bool) -> None:
         """Say whether an end that comes now was asked for (CRIU ends what it has dumped)."""

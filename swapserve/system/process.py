@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 REAP_POLL_S = 0.005
+STOP_POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,32 @@ def _stop_pending(status: str) -> bool:
     """Whether /proc/PID/status tells of a SIGSTOP that is still to be taken."""
     pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
     return bool(int(pending.split()[1], 16) >> (signal.SIGSTOP - 1) & 1)
+
+
+async def stop_tree(root: int, on: bool, *, timeout_s: float) -> None:
+    """Stop all of a process tree by signals, or let it continue, and wait until that is true.
+
+    Over and over, since processes may be forked meanwhile.
+
+    Raises:
+        TimeoutError: it never was; a stop is taken back.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            while moving := [pid for pid in tree(root) if stopped(pid) is (not on)]:
+                for pid in moving:
+                    _signal(pid, signal.SIGSTOP if on else signal.SIGCONT)
+                await asyncio.sleep(STOP_POLL_S)
+    except TimeoutError:
+        if on:
+            for pid in tree(root):
+                _signal(pid, signal.SIGCONT)
+        raise
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 async def ended(pidfd: int) -> None:

@@ -1,6 +1,7 @@
 """The keeper's verbs for engines with GPU state: suspend, resume, images, ends, its own death."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -12,8 +13,14 @@ import httpx
 import psutil
 import pytest
 
-from swapserve.errors import CudaError, DeviceBusy, KeeperError, KeeperUnavailable
-from swapserve.keeper.protocol import Held
+from swapserve.errors import (
+    CudaError,
+    DeviceBusy,
+    ImageError,
+    KeeperError,
+    KeeperUnavailable,
+)
+from swapserve.keeper.protocol import Held, ImageKind
 from swapserve.system.process import stopped
 from swapserve.testing.cuda_engine import expected_tokens
 from tests.support.daemon import needs_criu
@@ -246,6 +253,20 @@ async def test_a_call_that_hangs_costs_one_engine_and_not_the_keeper(
         assert not here.gpus.illegal()
 
 
+async def image_and_other_gpu(here: GpuSite, kind: ImageKind) -> None:
+    """Make an image of an engine on the first GPU, then give it the second one."""
+    start_keeper(here.site)
+    async with caller(here.site) as keeper:
+        await keeper.started(A)
+        await keeper.dump(A, kind)
+        if kind == "golden":
+            await keeper.discard(A)
+    kill_keeper(here)
+    content = json.loads(here.site.config.read_text())
+    content["models"][0]["device"] = "gpu1"
+    here.site.config.write_text(json.dumps(content))
+
+
 @pytest.mark.criu
 @pytest.mark.skipif(bool(needs_criu[-1].args[0]), reason="needs root and CRIU")
 class TestImages:
@@ -301,6 +322,38 @@ class TestImages:
             await keeper.restore(A, "live")
             assert await text_of(await keeper.healthy(A)) == EXPECTED
         boxed.check()
+
+    @pytest.mark.parametrize("kind", ["live", "golden"])
+    async def test_an_image_comes_back_on_another_gpu_of_the_same_kind(
+        self, tmp_path: Path, kind: ImageKind
+    ) -> None:
+        with gpu_site(tmp_path, "a", gpus=(256 * MIB, 256 * MIB)) as here:
+            await image_and_other_gpu(here, kind)
+            start_keeper(here.site)
+            async with caller(here.site) as keeper:
+                holding = await keeper.holding(A)
+                assert holding.golden is (kind == "golden")
+                await keeper.restore(A, kind)
+                assert await text_of(await keeper.healthy(A)) == EXPECTED
+                measured = await keeper.measure(A)
+                assert list(measured.device_bytes) == [here.gpus.uuids[1]]
+                await keeper.suspend(A)
+                await keeper.resume(A)
+                assert await text_of(await keeper.healthy(A)) == EXPECTED
+            here.check()
+
+    async def test_a_driver_that_cannot_bring_state_elsewhere_leaves_the_image_alone(
+        self, tmp_path: Path
+    ) -> None:
+        old = {"driver": "570.1", "cuda": 12080}
+        with gpu_site(tmp_path, "a", gpus=(256 * MIB, 256 * MIB), standing=old) as here:
+            await image_and_other_gpu(here, "live")
+            start_keeper(here.site)
+            async with caller(here.site) as keeper:
+                with pytest.raises(ImageError, match="cannot bring it elsewhere"):
+                    await keeper.restore(A, "live")
+                assert (await keeper.holding(A)).held is Held.LIVE_IMAGE
+            here.check()
 
     async def test_a_dump_that_fails_leaves_it_where_it_was(self, boxed: GpuSite) -> None:
         async with caller(boxed.site) as keeper:

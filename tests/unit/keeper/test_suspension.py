@@ -238,7 +238,7 @@ async def test_one_that_ends_while_it_is_frozen_is_lost_and_not_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with moved(tmp_path) as here, asyncio.TaskGroup() as tasks:
-        monkeypatch.setattr(process, "stopped", lambda _: False)
+        monkeypatch.setattr(process, "stopped", _restless)
         failing = tasks.create_task(fails(here.gpu.suspend(Phases())))
         await asyncio.sleep(0.05)
         await here.dies()
@@ -252,7 +252,7 @@ async def test_one_that_does_not_come_to_rest_is_brought_back(
     async with moved(tmp_path) as here:
         with monkeypatch.context() as patch:
             patch.setattr(trees, "FREEZE_TIMEOUT_S", 0.05)
-            patch.setattr(trees.EngineTree, "_stop_or_continue", _never)
+            patch.setattr(process, "stop_tree", _never)
             failed = await fails(here.gpu.suspend(Phases()))
         assert "come to rest" in str(failed)
         assert not failed.lost
@@ -260,9 +260,16 @@ async def test_one_that_does_not_come_to_rest_is_brought_back(
         assert here.facts() == RUNS
 
 
-async def _never(tree: object, root: int, on: bool) -> None:
+async def _never(root: int, on: bool, *, timeout_s: float) -> None:
+    assert root > 0
+    assert timeout_s > 0
     if on:
         raise TimeoutError
+
+
+def _restless(pid: int, real: Callable[[int], bool | None] = process.stopped) -> bool | None:
+    """Say of what has not ended that it runs."""
+    return None if real(pid) is None else False
 
 
 async def test_gpu_memory_that_appears_at_the_last_moment_brings_it_back(tmp_path: Path) -> None:
@@ -337,7 +344,7 @@ async def test_where_it_cannot_even_be_frozen_again_it_still_is_suspended(
     async with moved(tmp_path) as here:
         await here.suspended()
         here.cuda.does["resume"] = kept()
-        monkeypatch.setattr(trees.EngineTree, "_stop_or_continue", _never)
+        monkeypatch.setattr(process, "stop_tree", _never)
         monkeypatch.setattr(process, "stopped", lambda _: False)
         failed = await fails(here.gpu.resume(Phases()))
         assert (failed.phase, failed.lost) == ("lock", False)
