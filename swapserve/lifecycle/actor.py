@@ -20,6 +20,7 @@ from swapserve.errors import (
 from swapserve.events import RequestEnded
 from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
 from swapserve.lifecycle.figures import Figures
+from swapserve.lifecycle.meter import Meter
 from swapserve.lifecycle.orders import Callbacks, Measure, Order
 from swapserve.lifecycle.standing import Standing
 from swapserve.messages import (
@@ -34,11 +35,11 @@ from swapserve.messages import (
 from swapserve.states import EngineState, Tier
 from swapserve.swap.moves import Mover, nothing_tried
 from swapserve.swap.plan import (
-    RESTING_WAYS,
     WayIn,
     WayOut,
     survives,
     tier_after,
+    tier_failed,
     to_disk,
     ways_in,
     ways_out,
@@ -70,6 +71,7 @@ class EngineActor:
         self.holding: Holding | None = None
         self._mover = mover
         self.figures = figures
+        self._meter = Meter(model.name, mover, figures)
         self._tell = callbacks
         self._inbox: asyncio.Queue[Order | Exited | Measure] = asyncio.Queue()
         self._measure_timer: asyncio.TimerHandle | None = None
@@ -135,10 +137,9 @@ class EngineActor:
         if holding.held is Held.NOTHING:
             self._seen()
             return
-        asleep = await self._mover.resting(holding)
-        if holding.held is Held.SUSPENDED or asleep:
+        left = await self._meter.found_asleep(holding)
+        if holding.held is Held.SUSPENDED or left is not None:
             self.standing.change(_S.SWAPPED_OUT, Tier.HOST, "recovered", check=False)
-            left = self.figures.found_asleep(await self._mover.measure()) if asleep else {}
             self._seen(residue=left)
             return
         self.standing.change(_S.STARTING, Tier.DEVICE, "recovered", check=False)
@@ -177,7 +178,7 @@ class EngineActor:
                 raise
             except SwapServeError as error:
                 if nothing_tried(error):
-                    self._stays(error, move)
+                    await self._stays(error, move)
                     return
                 self.standing.moved(move, Tier.NONE, error)
                 if way == "cold":
@@ -185,25 +186,28 @@ class EngineActor:
                     return
                 await self._way_failed(way, error)
                 cause = f"{way} failed"
+                from_tier = Tier.DISK if holding.golden and way != "golden" else Tier.NONE
             else:
                 await self._came(way, move)
                 return
 
-    def _stays(self, error: SwapServeError, move: Move) -> None:
+    async def _stays(self, error: SwapServeError, move: Move) -> None:
         """Nothing was tried, since a GPU has no room or nobody could tell; it rests as before."""
         self._fail(error, _S.SWAPPED_OUT, move.from_tier, leases_lost=False)
         self.standing.moved(move, move.from_tier, error)
+        await self._look()
 
     async def _way_failed(self, way: WayIn, error: SwapServeError) -> None:
         """An image did not work: whoever was in it is told, then the next way is tried."""
         self._tell.post(EngineExited(engine=self.model.name, error=error))
         self._tell.engine_gone()
+        self.figures.lost(way)
         await self._mover.quarantine(way, error)
 
     async def _came(self, way: WayIn, move: Move) -> None:
         if self.figures.footprint is None:
             with move.trace.phase("measure"):
-                self.figures.measured(await self._mover.measure())
+                await self._meter.reading()  # if that fails it is charged what it was promised
         self.figures.came(way, move.trace.seconds)
         if self.model.launch == "attached":
             await self._look()  # its address
@@ -233,8 +237,7 @@ class EngineActor:
 
     async def _failed_in(self, error: SwapServeError) -> None:
         self._tell.engine_gone()
-        self._fail(error, _S.FAILED, Tier.NONE, leases_lost=True)
-        await self._look()
+        self._fail(error, _S.FAILED, tier_failed(await self._look()), leases_lost=True)
 
     async def _swap_out(self, order: Order) -> None:
         self.standing.change(_S.SWAPPING_OUT, None, order.cause)
@@ -257,6 +260,7 @@ class EngineActor:
             move = Move("swap_out", way, from_tier, order.cause)
             try:
                 await self._mover.leave(way, move.trace)
+                residue = await self._meter.residue(way)
             except KeeperUnavailable:
                 raise
             except SwapServeError as error:
@@ -266,18 +270,15 @@ class EngineActor:
                 self.figures.failed(way, error)
                 await self._failed_out(error, move)
             else:
-                await self._went(way, order, move)
+                await self._went(way, order, move, residue)
             return
 
-    async def _went(self, way: WayOut, order: Order, move: Move) -> None:
+    async def _went(self, way: WayOut, order: Order, move: Move, residue: Footprint) -> None:
         ended = way in {"discard", "kill"}
         if ended:
             self._tell.engine_gone()
         self.figures.left(way, move.trace.seconds, rested=move.from_tier is Tier.HOST)
         tier = tier_after(way)
-        residue: Footprint = {}
-        if way in RESTING_WAYS:
-            residue = self.figures.rested(way, await self._mover.measure())
         in_ram = move.trace.bytes + self.figures.kept_bytes if tier is Tier.HOST else 0
         self.standing.change(_S.SWAPPED_OUT, tier, order.cause)
         self.standing.moved(move, tier)
@@ -306,18 +307,26 @@ class EngineActor:
                 self.standing.moved(move, Tier.HOST, error)
                 return
         serves = await self._mover.still_serves()
-        if not serves:
-            await self._mover.stop(Trace())
+        tier = Tier.DEVICE if serves else await self._end()
         # A CRIU that was killed cannot put the connections back that it had locked.
         lost = not serves or (isinstance(error, CriuError) and error.killed)
         if lost:
             self._tell.engine_gone()
         else:
             self._tell.engine_back()
-        state, tier = (_S.READY, Tier.DEVICE) if serves else (_S.FAILED, Tier.NONE)
-        self._fail(error, state, tier, leases_lost=lost)
+        self._fail(error, _S.READY if serves else _S.FAILED, tier, leases_lost=lost)
         self.standing.moved(move, tier, error)
         await self._look()
+
+    async def _end(self) -> Tier:
+        """End what neither serves nor has left; return where it is now: it may not have ended."""
+        try:
+            await self._mover.stop(Trace())
+        except SwapServeError as error:
+            if isinstance(error, KeeperUnavailable):
+                raise
+            log.warning("event=not_ended engine=%s error=%s", self.model.name, error)
+        return tier_failed(await self._look())
 
     def _fail(
         self, error: SwapServeError, state: EngineState, tier: Tier, *, leases_lost: bool
@@ -357,8 +366,7 @@ class EngineActor:
         at_rest = self.standing.state is _S.SWAPPED_OUT and self.standing.tier is Tier.HOST
         if self.standing.state not in {_S.READY, _S.DRAINING} and not at_rest:
             return
-        holding = await self._look()
-        if holding.held is Held.RUNNING and holding.pid != exited.pid:
+        if (await self._look()).pid not in {None, exited.pid}:
             return  # old news: it has come back since
         error = await self._mover.crashed(exited)
         self.figures.gone()
@@ -387,12 +395,6 @@ class EngineActor:
     async def _measure(self) -> None:
         if self.standing.state not in {_S.READY, _S.DRAINING}:
             return
-        try:
-            footprint = self.figures.measured(await self._mover.measure())
-        except KeeperUnavailable:
-            raise
-        except SwapServeError as error:
-            log.debug("event=not_measured engine=%s error=%s", self.model.name, error)
-        else:
+        if (footprint := await self._meter.reading()) is not None:
             self._tell.post(FootprintMeasured(engine=self.model.name, footprint=footprint))
         self._measure_in(MEASURE_EVERY_S)

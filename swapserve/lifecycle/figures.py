@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ModelConfig
-from swapserve.errors import QuiesceFailed, SwapServeError
+from swapserve.errors import QuiesceFailed, SwapError, SwapServeError
 from swapserve.events import RequestEnded
 from swapserve.ids import DeviceName
 from swapserve.keeper.protocol import Holding, Measured
@@ -16,7 +16,7 @@ from swapserve.messages import Footprint
 from swapserve.states import Tier
 from swapserve.swap.cache import CacheValue
 from swapserve.swap.mechanisms import Choice
-from swapserve.swap.plan import WayIn, WayOut
+from swapserve.swap.plan import RESTING_WAYS, WayIn, WayOut, to_disk
 
 _MECHANISM_OF: Mapping[WayOut, Mechanism] = {
     "checkpoint": "checkpoint",
@@ -25,6 +25,13 @@ _MECHANISM_OF: Mapping[WayOut, Mechanism] = {
     "deep_sleep": "deep_sleep",
     "discard": "restart",
     "kill": "restart",
+}
+_WAYS_BACK: Mapping[Mechanism, frozenset[WayIn]] = {
+    "checkpoint": frozenset({"resume"}),
+    "lean": frozenset({"resume"}),
+    "sleep": frozenset({"wake"}),
+    "deep_sleep": frozenset({"wake"}),
+    "restart": frozenset({"golden", "cold"}),
 }
 _LOSES_CACHE = frozenset({"lean", "sleep", "deep_sleep", "discard", "kill"})
 
@@ -69,21 +76,38 @@ class Figures:
         names = zip(self._model.devices, self._model.gpus, strict=True)
         return {name: measured.device_bytes.get(uuid, 0) for name, uuid in names}
 
-    def measured(self, measured: Measured) -> Footprint:
-        """Take in a reading while it serves; return it by device."""
+    def measured(self, measured: Measured) -> Footprint | None:
+        """Take in a reading while it serves; return it by device.
+
+        None if it is no reading: from inside a container NVML may list none of an engine's
+        processes, and one that serves from a GPU never takes nothing of it.
+        """
         footprint = self.by_device(measured)
+        if not any(footprint.values()):
+            return None
         self._journal.measured(self._model.name, footprint)
         return footprint
 
     def rested(self, way: WayOut, measured: Measured) -> Footprint:
-        """Return what an engine that sleeps by itself keeps of its devices."""
+        """Return what an engine that sleeps by itself keeps of its devices.
+
+        Raises:
+            QuiesceFailed: nobody can tell, since NVML has never listed its processes.
+        """
         residue = self.by_device(measured)
+        if not any(residue.values()) and not self._journal.footprint(self._model.name):
+            message = "NVML lists none of its processes, so nobody knows what it has given back"
+            raise QuiesceFailed(self._model.name, "measure", message, left_awake=False)
         freed = max(0, (self.footprint_bytes or 0) - sum(residue.values()))
         self.kept_bytes = freed if way == "sleep" else 0
         return residue
 
     def found_asleep(self, measured: Measured) -> Footprint:
-        """Return the same of one that an earlier daemon has put to sleep, who knows how."""
+        """Return the same of one that an earlier daemon has put to sleep, who knows how.
+
+        Raises:
+            QuiesceFailed: as `rested`.
+        """
         wanted = self._model.mechanism
         may_keep = wanted == "sleep" or (wanted == "auto" and "sleep" in self._mechanisms)
         return self.rested("sleep" if may_keep else "deep_sleep", measured)
@@ -126,21 +150,28 @@ class Figures:
         if rests:
             can = holding.can_suspend and "checkpoint" in self._mechanisms
             return "checkpoint" if can else None
-        cache_s = 0.0 if self._model.keep_cache == "never" else self._cache.worth_s
+        keep = self._model.keep_cache == "always" and bool(self._cache.tokens)
+        found = self._pick(holding, in_flight=in_flight, keep_cache=keep)
+        if found is None and keep and not in_flight and not to_disk(self._model, holding):
+            # Nothing saves its cache; a sleep is better than an end, which is all that is left.
+            found = self._pick(holding, in_flight=0, keep_cache=False)
+        return found
+
+    def _pick(self, holding: Holding, *, in_flight: int, keep_cache: bool) -> Mechanism | None:
         return self._choice.pick(
             self._mechanisms,
             wanted=self._model.mechanism,
             can_suspend=holding.can_suspend,
             owned=holding.owned,
             in_flight=in_flight,
-            keep_cache=self._model.keep_cache == "always" and bool(self._cache.tokens),
-            cache_s=cache_s,
+            keep_cache=keep_cache,
+            cache_s=0.0 if self._model.keep_cache == "never" else self._cache.worth_s,
         )
 
     def left(self, way: WayOut, seconds: float, *, rested: bool) -> None:
         """Take in that it has left its devices; where it `rested` already, no swap is measured."""
         self._left_by = None if rested else _MECHANISM_OF.get(way)
-        if not (rested and way == "checkpoint"):
+        if way not in RESTING_WAYS and not (rested and way == "checkpoint"):
             self.kept_bytes = 0
         if way == "live":
             self._cache.dumped(seconds)
@@ -154,7 +185,7 @@ class Figures:
         """Take in that it is back."""
         if way in {"cold", "golden"}:
             self._cache.emptied()
-        if self._left_by is not None and way != "adopt":
+        if self._left_by is not None and way in _WAYS_BACK[self._left_by]:
             self._choice.came(self._left_by, seconds)
         elif way in {"cold", "golden"}:
             self._choice.started(seconds)
@@ -162,10 +193,19 @@ class Figures:
         self.kept_bytes = 0
         self._save()
 
+    def lost(self, way: WayIn) -> None:
+        """Take in that it did not come back that way, so that its state is lost."""
+        if self._left_by is not None and self._left_by != "restart":
+            if way in _WAYS_BACK[self._left_by]:
+                self._choice.failed(self._left_by)
+            self._left_by = None
+        self._cache.emptied()
+        self.kept_bytes = 0
+
     def failed(self, way: WayOut, error: SwapServeError) -> None:
-        """Take in that it could not leave that way."""
+        """Take in that it could not leave that way (had it ended, that would tell nothing)."""
         mechanism = _MECHANISM_OF.get(way)
-        if mechanism is not None:
+        if mechanism is not None and isinstance(error, SwapError):
             unsupported = isinstance(error, QuiesceFailed) and error.unsupported
             self._choice.failed(mechanism, unsupported=unsupported)
             self._save()

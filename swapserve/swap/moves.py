@@ -17,6 +17,7 @@ from swapserve.errors import (
     DeviceBusy,
     EngineCrashed,
     EngineError,
+    KeeperError,
     KeeperUnavailable,
     StartFailed,
     SwapServeError,
@@ -192,7 +193,7 @@ class Mover:
 
     async def quarantine(self, way: WayIn, error: SwapServeError) -> None:
         """Drop an image that did not restore to what it was made of."""
-        if way == "golden":
+        if way == "golden" and not isinstance(error, KeeperError):  # which is not about the image
             self._notice(f"golden image dropped: {error}")
             try:
                 await self._keeper.drop_image(self._model.name, "golden")

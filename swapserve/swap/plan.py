@@ -100,6 +100,11 @@ def tier_after(way: WayOut) -> Tier:
             return Tier.NONE
 
 
+def tier_failed(holding: Holding) -> Tier:
+    """Return the tier of an engine that has failed: what still is there holds its memory."""
+    return Tier.DEVICE if holding.held in {Held.RUNNING, Held.SUSPENDED} else Tier.NONE
+
+
 def survives(model: ModelConfig, holding: Holding) -> bool:
     """Whether it can leave with requests in flight and go on with them later."""
     return to_disk(model, holding) or _could_wait(model, holding)

@@ -226,6 +226,8 @@ async def test_an_image_that_cannot_be_dropped_is_told_and_no_more() -> None:
     stage.script.does["drop golden"] = KeeperError("'a' cannot drop_image while it is in restore")
     await stage.mover.quarantine("golden", LOST)
     assert any("cannot drop_image" in notice for notice in stage.notices)
+    await stage.mover.quarantine("golden", KeeperError("'a' cannot restore: it already runs"))
+    assert stage.did == ["drop golden"], "that says nothing about the image"
     stage.script.does["drop golden"] = KeeperUnavailable("gone")
     with pytest.raises(KeeperUnavailable):
         await stage.mover.quarantine("golden", LOST)

@@ -1,0 +1,229 @@
+"""What an actor says when its keeper or its engine fails it: nothing must end the daemon."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swapserve.config.schema import ModelConfig
+from swapserve.errors import CudaError, DeviceBusy, KeeperError, QuiesceFailed, StartFailed
+from swapserve.events import Bus
+from swapserve.keeper.protocol import Holding, Measured
+from swapserve.lifecycle.actor import EngineActor
+from swapserve.lifecycle.figures import Figures
+from swapserve.lifecycle.journal import Journal
+from swapserve.lifecycle.orders import Callbacks, Order
+from swapserve.lifecycle.standing import Standing
+from swapserve.messages import EngineExited, EngineLeft, EngineReady, EngineSeen, TransitionFailed
+from swapserve.states import EngineState, Tier
+from swapserve.swap import moves
+from tests.support.scripted import (
+    GPU,
+    MIB,
+    NOTHING,
+    ON_GPU,
+    RUNNING,
+    SUSPENDED,
+    UUID,
+    Stage,
+)
+
+pytestmark = pytest.mark.anyio
+
+KEPT = CudaError("a", "lock", "busy", lost=False)
+LOST = CudaError("a", "restore", "broken", lost=True)
+BUSY = DeviceBusy("a", UUID, 2, 1)
+UNMEASURED = KeeperError("'a' cannot be measured: NVML tells no bytes by process")
+STUCK = KeeperError("the processes of 'a' did not end")
+SLEEPS = replace(ON_GPU, mechanism="sleep")
+OUT = Order(what="swap_out", to=Tier.HOST)
+IN = Order(what="bring_in")
+
+
+class Acting:
+    """An actor, and what it said."""
+
+    def __init__(self, stage: Stage, model: ModelConfig, journal: Journal) -> None:
+        self.stage = stage
+        self.said: asyncio.Queue[object] = asyncio.Queue()
+        self.figures = Figures(model, journal, stage.engine.mechanisms)
+        self.standing = Standing(model.name, Bus())
+        nothing = Callbacks(
+            post=self.said.put_nowait, engine_back=lambda: None, engine_gone=lambda: None
+        )
+        self.actor = EngineActor(model, stage.mover, self.figures, self.standing, nothing)
+
+    async def hears(self) -> object:
+        async with asyncio.timeout(10):
+            return await self.said.get()
+
+    async def does(self, order: Order) -> object:
+        """Give an order; return what is said when it has been carried out."""
+        self.actor.order(order)
+        return await self.hears()
+
+    @property
+    def where(self) -> tuple[EngineState, Tier]:
+        return self.standing.state, self.standing.tier
+
+
+@asynccontextmanager
+async def acting(
+    tmp_path: Path,
+    *mechanisms: str,
+    held: Holding = RUNNING,
+    model: ModelConfig = ON_GPU,
+    asleep: bool = False,
+    **fails: Exception,
+) -> AsyncIterator[Acting]:
+    stage = Stage(*mechanisms, held=held, model=model)  # type: ignore[arg-type]
+    stage.engine.asleep = asleep
+    stage.script.does |= fails
+    journal = Journal(tmp_path / "journal.json")
+    journal.open()
+    here = Acting(stage, model, journal)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(here.actor.run())
+        yield here
+        assert not running.done(), "the daemon has ended"
+        running.cancel()
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, *mechanisms: str, **more: ModelConfig) -> AsyncIterator[Acting]:
+    """An engine that an earlier daemon has left, and that serves."""
+    async with acting(tmp_path, *mechanisms, **more) as here:  # type: ignore[arg-type]
+        assert isinstance(await here.hears(), EngineSeen)
+        assert isinstance(await here.hears(), EngineReady)
+        yield here
+
+
+@asynccontextmanager
+async def away(tmp_path: Path) -> AsyncIterator[Acting]:
+    """An engine whose state is in host memory."""
+    async with serving(tmp_path, "checkpoint") as here:
+        left = await here.does(OUT)
+        assert isinstance(left, EngineLeft)
+        assert (left.tier, left.host_bytes) == (Tier.HOST, 100 * MIB)
+        yield here
+
+
+def failed(said: object) -> tuple[EngineState, Tier, bool]:
+    assert isinstance(said, TransitionFailed), said
+    return said.state, said.tier, said.leases_lost
+
+
+async def test_one_that_cannot_be_measured_serves_and_is_charged_what_it_was_promised(
+    tmp_path: Path,
+) -> None:
+    async with acting(tmp_path, "checkpoint", measure=UNMEASURED) as here:
+        assert isinstance(await here.hears(), EngineSeen)
+        ready = await here.hears()
+        assert isinstance(ready, EngineReady)
+        assert ready.footprint == {}
+
+
+async def test_one_that_nvml_does_not_list_is_not_said_to_take_nothing(tmp_path: Path) -> None:
+    async with acting(tmp_path, "checkpoint", held=NOTHING) as here:
+        assert isinstance(await here.hears(), EngineSeen)
+        here.stage.keeper.measured = Measured(host_bytes=5, device_bytes={}, dump_bytes=0)
+        ready = await here.does(IN)
+        assert isinstance(ready, EngineReady)
+        assert ready.footprint == {}
+
+
+async def test_one_whose_residue_nobody_can_tell_is_woken(tmp_path: Path) -> None:
+    async with serving(tmp_path, "sleep", model=SLEEPS) as here:
+        here.stage.script.does["measure"] = UNMEASURED
+        assert failed(await here.does(OUT)) == (EngineState.READY, Tier.DEVICE, False)
+        assert "wake" in here.stage.did
+
+
+async def test_one_found_asleep_whose_residue_nobody_can_tell_is_woken(tmp_path: Path) -> None:
+    async with acting(tmp_path, "sleep", model=SLEEPS, asleep=True, measure=UNMEASURED) as here:
+        assert isinstance(await here.hears(), EngineSeen)
+        assert isinstance(await here.hears(), EngineReady)
+        assert "wake" in here.stage.did
+
+
+async def test_one_found_asleep_holds_what_it_has_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path, "sleep", model=SLEEPS):
+        pass
+    async with acting(tmp_path, "sleep", model=SLEEPS, asleep=True) as here:
+        here.stage.keeper.measured = Measured(
+            host_bytes=5, device_bytes={UUID: 10 * MIB}, dump_bytes=0
+        )
+        seen = await here.hears()
+        assert isinstance(seen, EngineSeen)
+        assert (seen.state, seen.tier) == (EngineState.SWAPPED_OUT, Tier.HOST)
+        assert (seen.residue, seen.host_bytes) == ({GPU: 10 * MIB}, 90 * MIB)
+
+
+async def test_one_that_neither_serves_nor_ends_still_holds_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves, "STILL_TIMEOUT_S", 0.05)
+    async with serving(tmp_path, "checkpoint") as here:
+        here.stage.engine.sick = 10**6
+        here.stage.script.does |= {"suspend": KEPT, "stop": STUCK}
+        assert failed(await here.does(OUT)) == (EngineState.FAILED, Tier.DEVICE, True)
+
+
+async def test_one_that_did_not_come_and_does_not_end_still_holds_its_memory(
+    tmp_path: Path,
+) -> None:
+    async with acting(tmp_path, "checkpoint", held=NOTHING, stop=STUCK) as here:
+        assert isinstance(await here.hears(), EngineSeen)
+        here.stage.script.does["warm_up"] = StartFailed("a", "no answer", "")
+        assert failed(await here.does(IN)) == (EngineState.FAILED, Tier.DEVICE, True)
+
+
+async def test_one_that_has_no_room_rests_as_before(tmp_path: Path) -> None:
+    async with away(tmp_path) as here:
+        here.stage.script.does["resume"] = BUSY
+        assert failed(await here.does(IN)) == (EngineState.SWAPPED_OUT, Tier.HOST, False)
+        here.stage.script.does.clear()
+        assert isinstance(await here.does(IN), EngineReady)
+
+
+async def test_one_that_was_lost_on_the_way_does_not_rest_where_it_was(tmp_path: Path) -> None:
+    """Its golden image finds no room: then it is on disk, and takes no RAM any more."""
+    async with away(tmp_path) as here:
+        golden = replace(SUSPENDED, golden=True)
+        here.stage.keeper.held = here.actor.holding = golden
+
+        async def ends() -> None:
+            here.stage.keeper.held = replace(NOTHING, golden=True)
+            raise LOST
+
+        here.stage.script.does |= {"resume": ends, "restore golden": BUSY}
+        assert isinstance(await here.does(IN), EngineExited)
+        assert failed(await here.hears()) == (EngineState.SWAPPED_OUT, Tier.DISK, False)
+        assert here.where == (EngineState.SWAPPED_OUT, Tier.DISK)
+        del here.stage.script.does["restore golden"]
+        assert isinstance(await here.does(IN), EngineReady)
+        assert "restore golden" in here.stage.did
+
+
+async def test_a_start_after_a_lost_state_is_not_what_the_mechanism_costs(tmp_path: Path) -> None:
+    async with away(tmp_path) as here:
+        here.stage.script.does["resume"] = LOST
+        assert isinstance(await here.does(IN), EngineExited)
+        assert isinstance(await here.hears(), EngineReady)
+        records = Journal(tmp_path / "journal.json")
+        records.open()
+        found = records.costs("a")["records"]["checkpoint"]
+        assert (found["in"], found["failures"]) == ([], 1)
+
+
+async def test_one_that_cannot_be_woken_starts_anew(tmp_path: Path) -> None:
+    async with serving(tmp_path, "sleep", model=SLEEPS) as here:
+        left = await here.does(OUT)
+        assert isinstance(left, EngineLeft)
+        here.stage.script.does["wake"] = QuiesceFailed("a", "wake", "no memory", left_awake=False)
+        assert isinstance(await here.does(IN), EngineExited)
+        assert isinstance(await here.hears(), EngineReady)
+        assert "spawn" in here.stage.did
