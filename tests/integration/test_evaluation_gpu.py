@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,15 +164,18 @@ def test_a_run_that_is_killed_ends_its_processes_suspended(
 @contextmanager
 def _started(argv: list[str], machine: StandIn, tmp_path: Path) -> Iterator[Any]:
     """Start a run in the background; it is killed at the end of the block."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**machine.env, "PYTHONPATH": str(ROOT)}.items():
-            patch.setenv(name, value)
-        process = spawn_detached(argv, log=tmp_path / "run.log")
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    # A killed run leaves its directory; `tmp_path` is too deep for the sockets in there.
+    with tempfile.TemporaryDirectory(prefix="run-", ignore_cleanup_errors=True) as place:
+        with pytest.MonkeyPatch.context() as patch:
+            env = {**machine.env, "PYTHONPATH": str(ROOT), "TMPDIR": place}
+            for name, value in env.items():
+                patch.setenv(name, value)
+            process = spawn_detached(argv, log=tmp_path / "run.log")
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _ops(machine: StandIn) -> list[str]:
