@@ -5,6 +5,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -16,11 +17,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.support.gpu_daemon import MIB, gpu_site
+from tests.support.gpu_daemon import MIB, cuda, gpu_site
 from tests.support.gpu_world import GpuWorld, Part, looping
 
 NAMES = ("a", "b", "c")
-"""`a` and `b` do not fit together; `c` is half as large, and nobody has told its size."""
+"""`a` and `b` do not fit together; `c` is half as large, unmeasured, and may sleep."""
+ON_HOST: dict[str, Any] = {"tiers": ["host"], "sandbox": False}
+PACE = ("--dialect=vllm", "--delay-per-token=0.005")
 EXAMPLES = int(os.environ.get("SWAPSERVE_GPU_EXAMPLES", "0"))
 """More of them, other ones each time, by hand."""
 STEPS = 14
@@ -66,17 +69,19 @@ class GpuDaemon(RuleBasedStateMachine):
                 directory,
                 NAMES[:2],
                 gpus=(GPU_BYTES,),
-                args=("--delay-per-token=0.005",),
-                model={"tiers": ["host"], "sandbox": False, "mechanism": "checkpoint"},
+                recipe_changes={
+                    "adapter": "vllm",
+                    "gpu_args": ["--enable-sleep-mode"],
+                    "gpu_env": {"VLLM_SERVER_DEV_MODE": "1"},
+                    "mechanisms": ["checkpoint", "lean", "sleep", "deep_sleep", "restart"],
+                },
+                args=PACE,
+                model={**ON_HOST, "mechanism": "checkpoint"},
                 keeper={"cuda_lock_timeout": "500ms"},
                 scheduling={"quantum": "100ms", "max_wait": "2s", "retry_backoff": "100ms"},
             )
         )
-        third = {
-            **here.site.models[0],
-            "name": "c",
-            "args": ["--vram-mb=10", "--delay-per-token=0.005"],
-        }
+        third = cuda("c", here.gpus, *PACE, share=0.3, mechanism="auto", **ON_HOST)
         del third["memory"]
         here.site.models = [*here.site.models, third]
         here.site.configure(here.site.models, **here.site.sections)
@@ -104,9 +109,12 @@ class GpuDaemon(RuleBasedStateMachine):
     def command(self, verb: str, model: str) -> None:
         self.world.command(verb, model)
 
-    @rule(fault=faults, nth=st.integers(1, 3))
-    def go_wrong(self, fault: tuple[str, str], nth: int) -> None:
+    @rule(fault=faults, nth=st.sampled_from([1, 1, 1, 2, 3]), order=st.permutations("abc"))
+    def go_wrong(self, fault: tuple[str, str], nth: int, order: list[str]) -> None:
+        """Let a call of the driver fail soon: these three take turns on the GPU."""
         self.world.fault(*fault, nth)
+        for name in order:
+            self.world.ask(name, 4)
 
     @rule(model=names, part=st.sampled_from(["front", "rank"]))
     def kill_engine(self, model: str, part: Part) -> None:
