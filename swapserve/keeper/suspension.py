@@ -39,6 +39,7 @@ class Suspension:
             pids=tree.pids,
             keeper=context.config.keeper,
         )
+        tree.leave_gpus = self._leave_gpus
 
     @property
     def away(self) -> bool:
@@ -215,6 +216,9 @@ class Suspension:
                 log.warning("event=record_not_written engine=%s error=%s", self._name, error)
             if not await self._cuda.quench(phases):
                 log.warning("event=killed_with_gpu_state engine=%s", self._name)
+
+    async def _leave_gpus(self) -> None:
+        await self.quench(Phases())
 
     async def recover(self) -> None:
         """Find out where a killed keeper left its GPU state, and finish or undo the move.

@@ -62,6 +62,8 @@ class EngineTree:
         self._gone.set()
         self._end_expected = False
         self._watcher: asyncio.Task[object] | None = None
+        self.leave_gpus: Callable[[], Awaitable[None]] | None = None
+        """Takes GPU state that was once brought back off its GPUs (see `Suspension.quench`)."""
 
     @property
     def root(self) -> ProcessRef | None:
@@ -348,6 +350,7 @@ class EngineTree:
         if pidfd is not None:
             try:
                 await process.ended(pidfd)
+                await self._leave_gpus()
                 status = await process.reap(pidfd)
             finally:
                 os.close(pidfd)
@@ -362,6 +365,15 @@ class EngineTree:
         if not expected:
             log.warning("event=exited engine=%s status=%s", self._record.engine, status)
             self._exited(Exited(engine=self._record.engine, pid=ref.pid, status=status))
+
+    async def _leave_gpus(self) -> None:
+        """Take what has outlived the root off its GPUs, before it is killed.
+
+        Not where a verb is moving it: that one says itself what becomes of it.
+        """
+        alone = not self._end_expected and self.gpu == "on_device"
+        if self.leave_gpus is not None and alone and self.group is not None and self.group.pids():
+            await self.leave_gpus()
 
     def _kill_strays(self) -> None:
         """Kill what an ended root left (inside a sandbox it takes its namespace along)."""

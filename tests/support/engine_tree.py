@@ -11,6 +11,7 @@ from swapserve.keeper import record as records
 from swapserve.keeper.protocol import Exited
 from swapserve.keeper.record import Record
 from swapserve.keeper.tree import EngineTree
+from swapserve.system.cgroup import Cgroup
 from swapserve.system.process import ProcessRef
 
 QUIET = "sleep 300 & wait"
@@ -32,7 +33,9 @@ class Here:
 
 
 @asynccontextmanager
-async def engine(tmp_path: Path, script: str = QUIET) -> AsyncIterator[Here]:
+async def engine(
+    tmp_path: Path, script: str = QUIET, group: Cgroup | None = None
+) -> AsyncIterator[Here]:
     """Run a shell as an engine."""
     path = tmp_path / "a.json"
     exits: list[Exited] = []
@@ -44,7 +47,7 @@ async def engine(tmp_path: Path, script: str = QUIET) -> AsyncIterator[Here]:
         tree = EngineTree(
             Record(engine="a", index=None, port=1),
             path,
-            None,
+            group,
             start_watch=lambda work: _keep(tasks.create_task(watch(work))),
             exited=exits.append,
         )

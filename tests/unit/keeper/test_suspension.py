@@ -435,6 +435,16 @@ async def test_what_was_brought_back_leaves_its_gpu_before_it_is_killed(
         assert ("killed_with_gpu_state" in caplog.text) is not clean
 
 
+async def test_the_tree_knows_whom_to_ask_when_its_root_has_ended(tmp_path: Path) -> None:
+    async with moved(tmp_path) as here:
+        await here.suspended()
+        await here.gpu.resume(Phases())
+        here.cuda.calls.clear()
+        assert here.tree.leave_gpus is not None
+        await here.tree.leave_gpus()
+        assert here.cuda.calls == ["quench"]
+
+
 async def test_so_does_what_nobody_knows_the_state_of(tmp_path: Path) -> None:
     async with moved(tmp_path) as here:
         here.tree.gpu_moves(BYTES)

@@ -12,6 +12,7 @@ from swapserve.errors import KeeperError
 from swapserve.keeper import tree as trees
 from swapserve.keeper.tree import EngineTree
 from swapserve.system import process
+from swapserve.system.cgroup import Cgroup
 from swapserve.system.process import ProcessRef
 from tests.support.engine_tree import Here, engine, spawn
 from tests.support.leaks import wait_for
@@ -122,6 +123,61 @@ async def test_what_does_not_come_to_rest_goes_on(
                 await here.tree.freeze(True)
         assert not here.tree.frozen
         wait_for("none is stopped", lambda: not any(map(process.stopped, whole(here))))
+
+
+class Group(Cgroup):
+    """A group without a cgroup file system: the root and what it has started."""
+
+    def __init__(self, path: Path, said: list[str]) -> None:
+        super().__init__(path)
+        self.said = said
+        self.members: set[int] = set()
+
+    def pids(self) -> set[int]:
+        return {pid for pid in self.members if process.stopped(pid) is not None}
+
+    def kill(self) -> bool:
+        self.said.append("kill")
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        return True
+
+
+@pytest.mark.parametrize("gpu", ["on_device", "moving"])
+async def test_what_outlives_its_root_leaves_its_gpus_before_it_is_killed(
+    tmp_path: Path, gpu: str
+) -> None:
+    """Where a verb is moving it, that one decides: it may wait for this very end."""
+    said: list[str] = []
+
+    async def leave() -> None:
+        assert here.tree.root is not None, "its processes are found by it"
+        said.append("leave")
+
+    group = Group(tmp_path, said)
+    async with engine(tmp_path, group=group) as here:
+        group.members = set(whole(here))
+        here.tree.leave_gpus = leave
+        if gpu == "moving":
+            here.tree.gpu_moves({})
+        os.kill(here.root.pid, signal.SIGKILL)
+        await here.tree.gone()
+        assert said == (["leave", "kill"] if gpu == "on_device" else ["kill"])
+        wait_for("no stray", lambda: not group.pids())
+
+
+async def test_an_end_that_was_asked_for_has_left_its_gpus_already(tmp_path: Path) -> None:
+    said: list[str] = []
+    group = Group(tmp_path, said)
+    async with engine(tmp_path, group=group) as here:
+        group.members = set(whole(here))
+
+        async def leave() -> None:
+            said.append("leave")
+
+        here.tree.leave_gpus = leave
+        await here.tree.kill()
+        assert said == ["kill"]
 
 
 class TestFullDisk:
