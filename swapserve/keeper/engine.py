@@ -129,12 +129,13 @@ class HeldEngine:
 
         Raises:
             KeeperError: it is already there.
-            StartFailed: it could not be executed; nothing of it is left.
+            StartFailed: it could not be executed, or its port is taken; nothing of it is left.
         """
         async with self._doing("spawn", running=False) as phases:
             if self._launcher is not None:
                 self._tree.adopt_launched(await self._launcher.launch(phases))
                 return phases.report()
+            self.place.claim_port()
             spec = await self.place.prepare(phases)
             await self._checkpoints.drop("live")
             with phases.phase("spawn"):

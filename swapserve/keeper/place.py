@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from swapserve.config.schema import ModelConfig
+from swapserve.errors import StartFailed
 from swapserve.keeper import sandbox
 from swapserve.keeper.context import Context
 from swapserve.keeper.network import Network
@@ -63,6 +64,22 @@ class Place:
                 await network.make()
                 await asyncio.to_thread(sandbox.prepare_root, spec)
             return spec
+
+    def claim_port(self) -> None:
+        """Make sure that nobody else answers where the engine will listen.
+
+        One without a network of its own was given its port when it was first seen, perhaps days
+        ago; another program there would pass for it.
+
+        Raises:
+            StartFailed: the port that its configuration names is taken.
+        """
+        if self.network is not None or host.port_is_free(self._record.port):
+            return
+        if self.model.port is not None:
+            reason = f"another program listens on port {self.model.port}; give it another `port`"
+            raise StartFailed(self.model.name, reason)
+        self._record.port = host.free_port()
 
     def spec(self) -> SandboxSpec:
         """Return what `sandbox_init` is given."""

@@ -209,7 +209,7 @@ class EngineActor:
             with move.trace.phase("measure"):
                 await self._meter.reading()  # if that fails it is charged what it was promised
         self.figures.came(way, move.trace.seconds)
-        if self.model.launch == "attached":
+        if way == "cold":
             await self._look()  # its address
         # Asking the keeper again would stand in the way of the first token; it is done below.
         image: ImageKind | None = None

@@ -62,6 +62,9 @@ class Standing:
             self._engine, summary.kind, summary.mechanism, summary.seconds, summary.bytes,
             error.code if error else "-",
         )  # fmt: skip
+        if error is not None:  # its first line: the tools' own last words are in the status
+            why = str(error).partition("\n")[0]
+            log.warning("event=swap_failed engine=%s message=%s", self._engine, why)
         ended = SwapEnded(at=summary.finished_at, engine=self._engine, summary=summary)
         self._bus.publish(ended)
 

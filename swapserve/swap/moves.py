@@ -144,8 +144,7 @@ class Mover:
         name = self._model.name
         self._rests = False
         await trace.verb("spawn", self._keeper.spawn(name))
-        if self._model.launch == "attached":  # only now it is known where it listens
-            holding = await self.holding()
+        holding = await self.holding()  # without a network of its own it may listen elsewhere
         with trace.phase("health"):
             await self._healthy(holding, self._start_timeout_s(), HEALTH_POLL_S)
         with trace.phase("warm_up"):

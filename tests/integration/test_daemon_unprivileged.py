@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -114,3 +115,14 @@ async def test_an_engine_cannot_be_dumped_and_ends_when_it_is_told(here: Site) -
         assert await text_of(address) == text
         await keeper.stop(A, 5.0)
         assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_another_program_on_its_port_does_not_pass_for_the_engine(here: Site) -> None:
+    daemon = here.start()
+    before = daemon.engine("a").address
+    assert before is not None
+    with socket.create_server(("127.0.0.1", int(before.rpartition(":")[2]))):
+        async with daemon.http() as http:
+            answer = await stream(http, daemon.completions, completion("a", 10))
+    assert answer.pieces == expected_tokens(PROMPT, None, 10)
+    assert daemon.engine("a").address != before
