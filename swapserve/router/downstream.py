@@ -132,7 +132,10 @@ class Downstream:
     async def _prepare(self, response: web.StreamResponse) -> None:
         self.response = response
         self.status = response.status
-        await response.prepare(self._request)
+        try:
+            await response.prepare(self._request)
+        except ConnectionError as error:
+            raise ClientLeft from error
 
     async def _pass(self, chunk: bytes) -> None:
         if self.first_at is None:
