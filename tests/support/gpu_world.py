@@ -96,9 +96,17 @@ def looping() -> Iterator[Loop]:
     try:
         yield here
     finally:
+        here.submit(_end_others()).result()
         here.loop.call_soon_threadsafe(here.loop.stop)
         thread.join()
         here.loop.close()
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def prompt(number: int) -> str:
@@ -348,7 +356,8 @@ class GpuWorld:
     def _check_calls(self) -> None:
         assert not self.here.gpus.illegal()
         calls = self.here.gpus.calls()
-        excused = self._killed | {call.pid for call in calls if call.fault}
+        # Of a call that never came back it is not written down what went wrong.
+        excused = self._killed | {call.pid for call in calls if call.fault or call.ended is None}
         for hazard in map(json.loads, self.here.gpus.hazards()):
             raced = any(abs(hazard["time"] - at) < RACE_S for at in self._foreign_since)
             if hazard["hazard"] == "restore without room" and raced:
