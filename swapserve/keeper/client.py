@@ -127,7 +127,9 @@ class KeeperClient:
 
     async def holding(self, engine: EngineName, *, settled: bool = False) -> Holding:
         """Ask what there is of an engine; `settled` waits for the verb under way."""
-        limit = self._dump_s() if settled else QUERY_TIMEOUT_S
+        limits = self._limits
+        longest = max(limits.dump_timeout_s, limits.restore_timeout_s) + VERB_MARGIN_S
+        limit = longest + 2 * self._gpu_s(engine) if settled else QUERY_TIMEOUT_S
         data = await self._call("holding", limit, engine=engine, settled=settled)
         return Holding.from_json(data)
 

@@ -93,6 +93,12 @@ class Context:
                     await held.enter_async_context(self._gpus[uuid])
             yield
 
+    def leaving_s(self) -> float:
+        """Return how long GPU state of all engines may take to leave, one after the other."""
+        gpus = [one.memory_bytes for one in self.config.devices.values() if one.kind == "gpu"]
+        rate = self.config.keeper.cuda_rate_bytes
+        return sum(size / rate + self.config.keeper.cuda_lock_timeout_s for size in gpus)
+
     def kinds(self, uuids: Sequence[str]) -> list[str]:
         """Return the names of these GPUs' models; of one that NVML does not know, its UUID."""
         try:

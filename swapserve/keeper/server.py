@@ -49,6 +49,7 @@ SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
 LINE_LIMIT = 1 << 20
 STOP_TIMEOUT_S = 60.0
+"""Longest end of one engine, beyond the time that GPU state of all of them needs to leave."""
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Keeper:
 
     async def _end(self, engine: HeldEngine) -> None:
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(STOP_TIMEOUT_S + self._context.leaving_s()):
                 await engine.idle()
                 await engine.forget()
         except (SwapServeError, OSError, TimeoutError):

@@ -8,6 +8,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ __all__ = ["CHECKPOINT_DRIVER", "Gpu", "Gpus", "Nvml", "NvmlUnavailable", "look"
 
 BUSY_TIMEOUT_S = 10.0
 """How long a question waits for an earlier one of another thread to be answered."""
+ANSWER_TIMEOUT_S = 15.0
+"""How long an answer may take, the wait for an earlier one included. A hung driver gives none."""
 LOOK_TIMEOUT_S = 20.0
 """How long `look` waits for a driver that does not answer at all."""
 
@@ -28,14 +32,17 @@ class Nvml:
     """NVML, opened when it is first asked and kept open.
 
     May be used from several threads; calls block (milliseconds on a healthy driver), so a
-    coroutine asks in a thread. After an answer that says that driver or GPU were lost the library
-    is opened anew, and a reading that failed so is tried once more: reading has no effect.
+    coroutine asks in a thread. A driver that hangs costs a thread of its own and `ANSWER_TIMEOUT_S`
+    once; until it answers, who asks is told at once. After an answer that says that driver or GPU
+    were lost the library is opened anew, and a reading that failed so is tried once more: reading
+    has no effect.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._library: Any = None
         self._handles: dict[str, Any] = {}
+        self._unanswered: Future[Any] | None = None
 
     def free(self, uuid: str) -> int:
         """Return the bytes that a new allocation on a GPU (or MIG instance) could get.
@@ -93,6 +100,25 @@ class Nvml:
             self._shut()
 
     def _ask(self, question: Callable[[Any], _T]) -> _T:
+        if self._unanswered is not None and not self._unanswered.done():
+            raise NvmlUnavailable("NVIDIA's driver hangs: an earlier question has no answer yet")
+        answer: Future[_T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._again_if_lost(question))
+            except BaseException as error:  # noqa: BLE001 - it belongs to who has asked
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="nvml", daemon=True).start()
+        try:
+            return answer.result(ANSWER_TIMEOUT_S)
+        except FutureTimeout:
+            self._unanswered = answer
+            silent = f"NVIDIA's driver has not answered for {ANSWER_TIMEOUT_S:g} s"
+            raise NvmlUnavailable(silent) from None
+
+    def _again_if_lost(self, question: Callable[[Any], _T]) -> _T:
         with self._alone():
             try:
                 return self._once(question)

@@ -214,6 +214,16 @@ def test_who_asks_after_one_that_hangs_is_told_so(tmp_path: Path) -> None:
         assert why == "NVIDIA's driver has not answered an earlier question for 0.3 s"
 
 
+def test_a_driver_that_hangs_is_waited_for_once(tmp_path: Path) -> None:
+    with asker(library(tmp_path, HANGS)) as process:
+        process.ask("setattr(gpu, 'ANSWER_TIMEOUT_S', 0.3)")
+        assert process.why("nvml.gpus()") == "NVIDIA's driver has not answered for 0.3 s"
+        process.ask("setattr(gpu, 'ANSWER_TIMEOUT_S', 600)")
+        hangs = "NVIDIA's driver hangs: an earlier question has no answer yet"
+        assert process.why("nvml.free('GPU-0')") == hangs
+        assert process.why("nvml.used_by([1])") == hangs
+
+
 # ---------------------------------------------------------------- what the stand-in has not
 
 
