@@ -198,6 +198,7 @@ async def test_the_next_keeper_settles_what_a_killed_one_left_half_way(
     async with caller(here.site) as keeper:
         holding = await keeper.holding(A, settled=True)
         if holding.held is Held.SUSPENDED:
+            assert holding.host_bytes > 100 * MIB, "else it would come back without a check"
             await keeper.resume(A)
         else:
             assert holding.held is Held.RUNNING
