@@ -84,11 +84,21 @@ def _last(swap: SwapSummary) -> str:
 
 def _details(engine: EngineStatus, *, phases: bool) -> list[str]:
     lines = []
+    if engine.mechanism is not None:
+        lines.append(_on_gpu(engine, engine.mechanism))
     if engine.error:
         lines.append(f"{engine.name}: {engine.error}")
     if phases and engine.last_swap is not None:
         lines.append(f"{engine.name}: {swap_text(engine.last_swap)}")
     return lines
+
+
+def _on_gpu(engine: EngineStatus, mechanism: str) -> str:
+    """Say how an engine gives GPU memory back, and what of it is in host memory now."""
+    count = len(engine.devices)
+    where = f"{count} GPUs" if count > 1 else _cut(engine.devices[0], 12)
+    held = f", {human_bytes(engine.host_bytes)} in host memory" if engine.host_bytes else ""
+    return f"{_cut(engine.name, 20)}: {mechanism} on {where}{held}"
 
 
 def swap_text(swap: SwapSummary) -> str:

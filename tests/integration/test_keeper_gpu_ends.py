@@ -72,7 +72,7 @@ async def test_an_engine_that_ends_in_the_middle_of_a_suspend_does_not_end_the_k
             failing = tasks.create_task(_fails(keeper))
             await asyncio.to_thread(wait_for, "it has begun", lambda: begun(here, "checkpoint"))
             os.kill(await keeper.pid_of(A), signal.SIGKILL)
-        assert failing.result()
+        assert failing.result().engine == "a"
         await asyncio.to_thread(wait_for, "the end is told", lambda: keeper.exits)
         holding = await keeper.holding(A)
         assert (holding.held, holding.host_bytes) == (Held.NOTHING, 0)

@@ -53,6 +53,9 @@ def test_the_longest_table_fits_80_columns() -> None:
         suspended=100,
         pinned=True,
         last_swap=replace(LAST_SWAP, kind="cold_start", seconds=99.94, error="no"),
+        devices=tuple(f"gpu{number}" for number in range(16)),
+        mechanism="deep_sleep",
+        host_bytes=1000 << 20,
     )
     status = two_engines()
     device = replace(
@@ -74,6 +77,14 @@ def test_phases_add_up_to_the_swap() -> None:
     assert (
         "org/model-a: swap in (golden) 0.82 s, 2.0 GiB = restore 0.70, probe 0.10, unaccounted 0.02"
     ) in text
+
+
+def test_an_engine_on_a_gpu_says_how_it_leaves_it_and_what_is_in_host_memory() -> None:
+    away = engine("b", devices=("gpu0",), mechanism="auto", tier=Tier.HOST, host_bytes=GIB)
+    there = engine("c", devices=("gpu0", "gpu1"), mechanism="sleep")
+    text = status_text(replace(two_engines(), engines=(away, there)))
+    assert "\nb: auto on gpu0, 1.0 GiB in host memory\nc: sleep on 2 GPUs\n" in text
+    assert "host memory" not in status_text(two_engines())
 
 
 def test_an_engines_error_is_shown_below_the_table() -> None:
