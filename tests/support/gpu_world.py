@@ -240,7 +240,6 @@ class GpuWorld:
     def settle(self) -> None:
         """End what goes wrong, wait until nothing is under way, and check everything."""
         self._note("settle")
-        self.here.gpus.clear_faults()
         self.here.gpus.set_config(foreign=())
         for engine in self.daemon.status().engines:
             self.daemon.command("unpin", engine.name)
@@ -248,6 +247,7 @@ class GpuWorld:
             self._check_command(commanded)
         for one in self.asked:
             self._check_stream(one)
+        self.here.gpus.clear_faults()  # each would have struck once
         wait_for("all is at rest", self._is_at_rest, SETTLE_TIMEOUT_S, self.daemon.status)
         self._note("at rest")
         self._check_books()
