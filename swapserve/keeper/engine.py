@@ -98,13 +98,14 @@ class HeldEngine:
             can_suspend=not why_not,
             why_not=why_not,
             host_bytes=sum(self._tree.device_bytes.values()) if away else 0,
-            owned=self._owned,
+            owned=self.owned,
             canary=golden.canary if golden else None,
             canary_passed=golden.canary_passed if golden else False,
         )
 
     @property
-    def _owned(self) -> bool:
+    def owned(self) -> bool:
+        """Whether it is ours to end, not only attached to."""
         return self._launcher is None or self._launcher.owned
 
     async def log_tail(self, lines: int) -> str:
@@ -255,7 +256,7 @@ class HeldEngine:
             KeeperError: it does not run, or is not ours to end.
         """
         async with self._doing("discard", running=True) as phases:
-            if not self._owned:
+            if not self.owned:
                 raise KeeperError(f"'{self.model.name}' was started by others; it is not ended")
             await self._quench(phases)
             with phases.phase("kill"):
@@ -276,7 +277,7 @@ class HeldEngine:
         """
         async with self._doing("stop", running=None) as phases:
             if self._tree.root is not None:
-                if self._owned:
+                if self.owned:
                     await self._quench(phases)
                 elif self._gpu is not None and self._gpu.away:
                     await self._gpu.resume(phases)

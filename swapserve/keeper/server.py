@@ -160,9 +160,11 @@ class Keeper:
             log.warning("event=network_not_made error=%s", error)
 
     async def _end_all(self) -> None:
-        async with asyncio.TaskGroup() as ending:
-            for engine in self._engines.values():
-                ending.create_task(self._end(engine))
+        for ours in (True, False):  # those of others are let go, and may need the room for it
+            async with asyncio.TaskGroup() as ending:
+                for engine in self._engines.values():
+                    if engine.owned is ours:
+                        ending.create_task(self._end(engine))
 
     async def _end(self, engine: HeldEngine) -> None:
         try:

@@ -65,7 +65,7 @@ def attached(directory: Path) -> Iterator[tuple[GpuSite, EngineOnGpu]]:
     with standin(directory / "gpu", gpus=gpus) as there:
         size = cuda("a", there)["args"][0]
         with cuda_engine(there, size, "--name=a", PACE) as engine:
-            b = {"tiers": ["host"], "sandbox": False}
+            b = cuda("b", there, tiers=["host"], sandbox=False)
             a = {
                 "name": "a",
                 "recipe": "cuda",
@@ -73,7 +73,7 @@ def attached(directory: Path) -> Iterator[tuple[GpuSite, EngineOnGpu]]:
                 "attach": f"port:{engine.port}",
                 "memory": cuda("a", there)["memory"],
             }
-            with gpu_site(directory, "b", there=there, model=b, more=[a]) as site:
+            with gpu_site(directory, (), there=there, more=[a, b]) as site:
                 yield site, engine
 
 
@@ -94,6 +94,22 @@ async def test_an_engine_that_others_have_started_takes_its_turn(tmp_path: Path)
         daemon.command("stop", "b")
         assert daemon.stop() == 0
         assert engine.process.poll() is None, "it is not ours to end"
+        assert engine.is_whole(), "it runs, with its state on its GPU"
+        here.check()
+
+
+async def test_one_of_others_comes_back_when_ours_have_made_room_at_the_end(
+    tmp_path: Path,
+) -> None:
+    """Ours leave the GPU first: they hold it while they do, and it has no room before."""
+    with attached(tmp_path) as (here, engine):
+        daemon = here.start()
+        daemon.wait_for_state("a", "ready")
+        for name in ("b", "a", "b"):
+            assert ask(daemon, name) == text_of(name, 8)
+        assert daemon.engine("a").tier == "host"
+        assert daemon.stop() == 0
+        wait_for("the keeper has ended", lambda: here.site.keeper_pid() is None)
         assert engine.is_whole(), "it runs, with its state on its GPU"
         here.check()
 
