@@ -12,7 +12,7 @@ class SwapSummary:
 
     kind: Literal["cold_start", "swap_in", "swap_out", "stop"]
     mechanism: str
-    """`cold`, `golden`, `live`, `discard`, `kill`, `freeze`, ..."""
+    """How it came or left: `cold`, `golden`, `live`, `resume`, `checkpoint`, `discard`, ..."""
     from_tier: Tier
     to_tier: Tier
     cause: str

@@ -340,7 +340,8 @@ class HeldEngine:
                 await self._tree.freeze(False)
         except (SwapServeError, OSError):
             log.exception("event=not_recovered engine=%s", self.model.name)
-            await self._quench(Phases())
+            if self.owned:  # else it is let go, as it is
+                await self._quench(Phases())
             await self._tree.kill()
         finally:
             self._end()

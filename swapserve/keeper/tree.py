@@ -358,7 +358,7 @@ class EngineTree:
             status = await self._launcher.exit_status()
         self._forget()
         expected = self._end_expected
-        if not expected:
+        if not expected and self._ours:
             self._kill_strays()
         self._save()
         self._gone.set()
@@ -366,12 +366,13 @@ class EngineTree:
             log.warning("event=exited engine=%s status=%s", self._record.engine, status)
             self._exited(Exited(engine=self._record.engine, pid=ref.pid, status=status))
 
-    async def _leave_gpus(self) -> None:
-        """Take what has outlived the root off its GPUs, before it is killed.
+    @property
+    def _ours(self) -> bool:
+        return self._launcher is None or self._launcher.owned
 
-        Not where a verb is moving it: that one says itself what becomes of it.
-        """
-        alone = not self._end_expected and self.gpu == "on_device"
+    async def _leave_gpus(self) -> None:
+        """Take what has outlived the root off its GPUs (a verb that moves it sees to that)."""
+        alone = self._ours and not self._end_expected and self.gpu == "on_device"
         if self.leave_gpus is not None and alone and self.group is not None and self.group.pids():
             await self.leave_gpus()
 

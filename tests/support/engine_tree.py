@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swapserve.keeper import record as records
+from swapserve.keeper.launch import Launcher
 from swapserve.keeper.protocol import Exited
 from swapserve.keeper.record import Record
 from swapserve.keeper.tree import EngineTree
@@ -34,7 +35,10 @@ class Here:
 
 @asynccontextmanager
 async def engine(
-    tmp_path: Path, script: str = QUIET, group: Cgroup | None = None
+    tmp_path: Path,
+    script: str = QUIET,
+    group: Cgroup | None = None,
+    launcher: Launcher | None = None,
 ) -> AsyncIterator[Here]:
     """Run a shell as an engine."""
     path = tmp_path / "a.json"
@@ -50,6 +54,7 @@ async def engine(
             group,
             start_watch=lambda work: _keep(tasks.create_task(watch(work))),
             exited=exits.append,
+            launcher=launcher,
         )
         root = spawn("sh", "-c", script)
         tree.adopt(ProcessRef.of(root.pid), restored_from=None)

@@ -10,6 +10,8 @@ import pytest
 
 from swapserve.errors import KeeperError
 from swapserve.keeper import tree as trees
+from swapserve.keeper.launch import Launched
+from swapserve.keeper.phases import Phases
 from swapserve.keeper.tree import EngineTree
 from swapserve.system import process
 from swapserve.system.cgroup import Cgroup
@@ -178,6 +180,47 @@ async def test_an_end_that_was_asked_for_has_left_its_gpus_already(tmp_path: Pat
         here.tree.leave_gpus = leave
         await here.tree.kill()
         assert said == ["kill"]
+
+
+async def test_what_others_have_started_is_left_to_them(tmp_path: Path) -> None:
+    said: list[str] = []
+    group = Group(tmp_path, said)
+    async with engine(tmp_path, group=group, launcher=Theirs()) as here:
+        group.members = set(whole(here))
+
+        async def leave() -> None:
+            said.append("leave")
+
+        here.tree.leave_gpus = leave
+        os.kill(here.root.pid, signal.SIGKILL)
+        await here.tree.gone()
+        assert said == []
+        assert group.pids(), "what it has started is not ours to end either"
+        group.kill()
+
+
+class Theirs:
+    """A launcher that has started nothing."""
+
+    owned = False
+
+    async def launch(self, phases: Phases) -> Launched:
+        raise AssertionError
+
+    async def find(self, known: ProcessRef | None) -> Launched | None:
+        return None
+
+    async def end(self, grace_s: float) -> None:
+        """Leave it alone."""
+
+    async def pause(self, on: bool) -> bool:
+        return False
+
+    async def log_tail(self, lines: int) -> str:
+        return ""
+
+    async def exit_status(self) -> str:
+        return "unknown"
 
 
 class TestFullDisk:
