@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from swapserve.errors import CudaError
@@ -67,7 +67,14 @@ async def play(
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(400)
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.generate,),  # what hangs takes seconds each time: no shrinking
+    suppress_health_check=list(HealthCheck),
+)
 @given(wrong=st.lists(faults, min_size=1, max_size=3))
 def test_the_outcome_is_as_promised(wrong: list[tuple[str, str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
