@@ -247,7 +247,8 @@ class EngineTree:
             TimeoutError: it did not come to rest; a freeze is taken back.
             KeeperError: it has ended, before or meanwhile.
         """
-        if self.root is None:
+        root = self.root
+        if root is None:
             raise self._has_ended()
         if self.group is not None:
             try:
@@ -257,8 +258,8 @@ class EngineTree:
                     await self.group.freeze(False, timeout_s=FREEZE_TIMEOUT_S)
                 raise
         elif not await self._paused(on):
-            await process.stop_tree(self.root.pid, on, timeout_s=FREEZE_TIMEOUT_S)
-        if self.root is None:
+            await process.stop_tree(root.pid, on, timeout_s=FREEZE_TIMEOUT_S)
+        if not root.alive():
             raise self._has_ended()
         self._record.frozen = on
         self._save()

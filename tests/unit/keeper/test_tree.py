@@ -28,6 +28,12 @@ def whole(here: Here) -> list[int]:
     return process.tree(here.root.pid)
 
 
+def with_child(here: Here) -> set[int]:
+    """Return all of it once the root has started what it starts."""
+    wait_for("a child", lambda: len(whole(here)) == 2)
+    return set(whole(here))
+
+
 async def test_all_of_it_stops_also_what_is_forked_meanwhile(tmp_path: Path) -> None:
     async with engine(tmp_path, FORKING) as here:
         for _ in range(10):
@@ -68,7 +74,7 @@ async def test_a_parent_that_waits_for_a_stopped_child_of_vfork_counts_as_stoppe
     )
     script = f'cd {tmp_path}; exec {sys.executable} -c "{spawn}"'
     async with engine(tmp_path, script) as here:
-        wait_for("a child", lambda: len(whole(here)) == 2)
+        with_child(here)
         await here.tree.freeze(True)
         assert all(map(process.stopped, whole(here)))
         await here.tree.freeze(False)
@@ -79,6 +85,7 @@ async def test_a_parent_that_waits_for_a_stopped_child_of_vfork_counts_as_stoppe
 
 async def test_one_that_was_stopped_by_somebody_else_is_thawed_too(tmp_path: Path) -> None:
     async with engine(tmp_path) as here:
+        with_child(here)
         child = whole(here)[-1]
         os.kill(child, signal.SIGSTOP)
         wait_for("stopped", lambda: process.stopped(child) is True)
@@ -104,6 +111,7 @@ async def test_an_end_in_the_middle_of_a_freeze_is_no_freeze(
         await asyncio.sleep(0.02)
         os.kill(here.root.pid, signal.SIGKILL)
         assert "has ended" in str(await freezing)
+        await here.tree.gone()
         assert not here.tree.frozen
         assert [exited.status for exited in here.exits] == ["signal SIGKILL"]
 
@@ -158,7 +166,7 @@ async def test_what_outlives_its_root_leaves_its_gpus_before_it_is_killed(
 
     group = Group(tmp_path, said)
     async with engine(tmp_path, group=group) as here:
-        group.members = set(whole(here))
+        group.members = with_child(here)
         here.tree.leave_gpus = leave
         if gpu == "moving":
             here.tree.gpu_moves({})
@@ -172,7 +180,7 @@ async def test_an_end_that_was_asked_for_has_left_its_gpus_already(tmp_path: Pat
     said: list[str] = []
     group = Group(tmp_path, said)
     async with engine(tmp_path, group=group) as here:
-        group.members = set(whole(here))
+        group.members = with_child(here)
 
         async def leave() -> None:
             said.append("leave")
@@ -186,7 +194,7 @@ async def test_what_others_have_started_is_left_to_them(tmp_path: Path) -> None:
     said: list[str] = []
     group = Group(tmp_path, said)
     async with engine(tmp_path, group=group, launcher=Theirs()) as here:
-        group.members = set(whole(here))
+        group.members = with_child(here)
 
         async def leave() -> None:
             said.append("leave")
