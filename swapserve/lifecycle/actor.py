@@ -130,11 +130,9 @@ class EngineActor:
     async def _recover(self) -> None:
         """Find out what there is, finish a start that an earlier daemon began, tell all."""
         holding = await self._look()
-        if holding.held is Held.LIVE_IMAGE or (holding.golden and holding.held is Held.NOTHING):
-            self.standing.change(_S.SWAPPED_OUT, Tier.DISK, "recovered", check=False)
-            self._seen()
-            return
-        if holding.held is Held.NOTHING:
+        if holding.held in {Held.LIVE_IMAGE, Held.NOTHING}:
+            if holding.golden or holding.held is Held.LIVE_IMAGE:
+                self.standing.change(_S.SWAPPED_OUT, Tier.DISK, "recovered", check=False)
             self._seen()
             return
         left = await self._meter.found_asleep(holding)
@@ -218,8 +216,6 @@ class EngineActor:
                 image = way
             case "adopt" | "resume" | "wake":  # the same process as before
                 image = self._known().restored_from
-            case "cold":
-                pass
         self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image, host_bytes=0)
         self.standing.error = None
         self._tell.engine_back()
@@ -240,6 +236,10 @@ class EngineActor:
         self._fail(error, _S.FAILED, tier_failed(await self._look()), leases_lost=True)
 
     async def _swap_out(self, order: Order) -> None:
+        if self.standing.state is _S.FAILED:  # it ended while the order was on its way
+            ended = EngineUnavailable(self.model.name, str(self.standing.error))
+            self._fail(ended, _S.FAILED, self.standing.tier, leases_lost=True)
+            return
         self.standing.change(_S.SWAPPING_OUT, None, order.cause)
         from_tier, known = self.standing.tier, self._known()
         ways = ways_out(

@@ -11,7 +11,7 @@ import pytest
 from swapserve.config.schema import ModelConfig
 from swapserve.errors import CudaError, DeviceBusy, KeeperError, QuiesceFailed, StartFailed
 from swapserve.events import Bus
-from swapserve.keeper.protocol import Holding, Measured
+from swapserve.keeper.protocol import Exited, Holding, Measured
 from swapserve.lifecycle.actor import EngineActor
 from swapserve.lifecycle.figures import Figures
 from swapserve.lifecycle.journal import Journal
@@ -227,3 +227,14 @@ async def test_one_that_cannot_be_woken_starts_anew(tmp_path: Path) -> None:
         assert isinstance(await here.does(IN), EngineExited)
         assert isinstance(await here.hears(), EngineReady)
         assert "spawn" in here.stage.did
+
+
+async def test_an_order_to_leave_that_crosses_the_engine_s_end_is_answered(tmp_path: Path) -> None:
+    async with serving(tmp_path, "checkpoint") as here:
+        here.stage.keeper.held = NOTHING
+        here.actor.exited(Exited(engine="a", pid=1, status="signal SIGKILL"))
+        here.actor.order(OUT)  # decided before the core heard of the end
+        assert isinstance(await here.hears(), EngineExited)
+        assert failed(await here.hears()) == (EngineState.FAILED, Tier.NONE, True)
+        assert "SIGKILL" in str(here.standing.error)
+        assert isinstance(await here.does(IN), EngineReady)
