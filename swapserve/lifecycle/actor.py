@@ -206,16 +206,17 @@ class EngineActor:
         if self.figures.footprint is None:
             with move.trace.phase("measure"):
                 await self._meter.reading()  # if that fails it is charged what it was promised
-        self.figures.came(way, move.trace.seconds)
+        self.figures.came(way, seconds := move.trace.seconds)
         if way == "cold":
             await self._look()  # its address
         # Asking the keeper again would stand in the way of the first token; it is done below.
-        image: ImageKind | None = None
         match way:
             case "live" | "golden":
-                image = way
+                image: ImageKind | None = way
             case "adopt" | "resume" | "wake":  # the same process as before
                 image = self._known().restored_from
+            case "cold":
+                image = None
         self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image, host_bytes=0)
         self.standing.error = None
         self._tell.engine_back()
@@ -223,9 +224,7 @@ class EngineActor:
         self.standing.moved(move, Tier.DEVICE)
         self._tell.post(
             EngineReady(
-                engine=self.model.name,
-                footprint=self.figures.footprint or {},
-                seconds=move.trace.seconds,
+                engine=self.model.name, footprint=self.figures.footprint or {}, seconds=seconds
             )
         )
         await self._look()
