@@ -210,13 +210,14 @@ class EngineActor:
         if way == "cold":
             await self._look()  # its address
         # Asking the keeper again would stand in the way of the first token; it is done below.
+        image: ImageKind | None = None
         match way:
             case "live" | "golden":
-                image: ImageKind | None = way
+                image = way
             case "adopt" | "resume" | "wake":  # the same process as before
                 image = self._known().restored_from
             case "cold":
-                image = None
+                pass
         self.holding = replace(self._known(), held=Held.RUNNING, restored_from=image, host_bytes=0)
         self.standing.error = None
         self._tell.engine_back()
