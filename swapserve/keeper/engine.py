@@ -333,7 +333,7 @@ class HeldEngine:
 
     async def _recover(self) -> None:
         try:
-            await self._tree.find_launched()
+            await self._find_launched()
             if self._gpu is not None:
                 await self._gpu.recover()
             elif self._tree.frozen:
@@ -345,6 +345,13 @@ class HeldEngine:
             await self._tree.kill()
         finally:
             self._end()
+
+    async def _find_launched(self) -> None:
+        try:
+            await self._tree.find_launched()
+        except KeeperError as error:
+            # Its runtime is silent. Its first process is there, so what the record says holds.
+            log.warning("event=runtime_silent engine=%s error=%s", self.model.name, error)
 
     async def forget(self) -> None:
         """End everything and remove namespace, group and record; images stay."""
