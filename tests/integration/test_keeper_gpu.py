@@ -233,7 +233,7 @@ async def test_a_call_that_hangs_costs_one_engine_and_not_the_keeper(
     keeper_section = {"cuda_lock_timeout": "1s", "cuda_rate": "1GiB"}
     model = {"sandbox": False, "tiers": ["host"]}
     with gpu_site(tmp_path, share=0.4, model=model, keeper=keeper_section) as here:
-        start_keeper(here.site)
+        start_keeper(here.site, hasty=True)
         async with caller(here.site) as keeper:
             await keeper.started(A)
             address = await keeper.started(B)

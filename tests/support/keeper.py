@@ -24,9 +24,10 @@ A = EngineName("a")
 B = EngineName("b")
 
 
-def start_keeper(site: Site) -> subprocess.Popen[bytes]:
-    """Start a keeper and wait until it listens."""
-    argv = ("-m", "swapserve.keeper.server", str(site.config))
+def start_keeper(site: Site, *, hasty: bool = False) -> subprocess.Popen[bytes]:
+    """Start a keeper (one that gives up soon what hangs) and wait until it listens."""
+    module = "tests.support.hasty_keeper" if hasty else "swapserve.keeper.server"
+    argv = ("-m", module, str(site.config))
     process = site.run(*argv, log=site.directory / "keeper.log")
 
     def listens() -> bool:
