@@ -42,6 +42,15 @@ class ProcessRef:
         """Whether this very process runs (a zombie does not)."""
         return _start_ticks(self.pid) == self.start_ticks
 
+    def ending(self) -> bool:
+        """Whether it is over, or on its way out: its memory goes before it becomes a zombie."""
+        if not self.alive():
+            return True
+        try:
+            return Path(f"/proc/{self.pid}/statm").read_bytes().startswith(b"0 ")
+        except OSError:
+            return True
+
     def open(self) -> int:
         """Return a pidfd of this very process; the caller closes it.
 

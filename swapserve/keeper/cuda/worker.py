@@ -100,7 +100,7 @@ class Server:
         try:
             return {"value": self._perform(request)}
         except CudaCallFailed as error:
-            if not ref.alive():  # it died in the call, whatever the driver made of that
+            if ref.ending():  # it died in the call, whatever the driver made of that
                 return {"gone": True}
             return {"code": error.code, "name": error.name, "detail": error.detail}
 
