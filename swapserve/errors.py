@@ -93,20 +93,30 @@ class ModelNotFound(SwapServeError, LookupError):
 
 
 class AdmissionError(SwapServeError):
-    """A request that was not let in."""
+    """A request that was not let in.
+
+    `retry_after_s`: seconds after which another attempt should find its engine, as predicted;
+    None: nobody knows.
+    """
 
     retryable = True
+    retry_after_s: float | None = None
 
 
 class QueueFull(AdmissionError):
-    """Too many requests wait for this engine."""
+    """Too many requests wait for this engine or, `total`, for all engines together."""
 
     code = "queue_full"
 
-    def __init__(self, engine: str, limit: int) -> None:
+    def __init__(
+        self, engine: str, limit: int, *, total: bool = False, retry_after_s: float | None = None
+    ) -> None:
         self.engine = engine
         self.limit = limit
-        super().__init__(f"{limit} requests already wait for '{engine}'. Try again later.")
+        self.total = total
+        self.retry_after_s = retry_after_s
+        queue = "all models together" if total else f"'{engine}'"
+        super().__init__(f"{limit} requests already wait for {queue}. Try again later.")
 
 
 class QueueTimeout(AdmissionError, TimeoutError):
@@ -114,10 +124,33 @@ class QueueTimeout(AdmissionError, TimeoutError):
 
     code = "queue_timeout"
 
-    def __init__(self, engine: str, waited_s: float) -> None:
+    def __init__(self, engine: str, waited_s: float, retry_after_s: float | None = None) -> None:
         self.engine = engine
         self.waited_s = waited_s
+        self.retry_after_s = retry_after_s
         super().__init__(f"'{engine}' could not be made available within {waited_s:.0f} s.")
+
+
+class DeadlineUnmeetable(AdmissionError):
+    """The answer would begin, as predicted, after the request's deadline."""
+
+    code = "deadline_unmeetable"
+
+    def __init__(
+        self,
+        engine: str,
+        deadline_s: float,
+        predicted_s: float,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.engine = engine
+        self.deadline_s = deadline_s
+        self.predicted_s = predicted_s
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"An answer of '{engine}' would begin in about {predicted_s:.1f} s, after the deadline"
+            f" of {deadline_s:g} s. Try again later, or allow more time."
+        )
 
 
 class ShuttingDown(AdmissionError):
@@ -184,6 +217,10 @@ class EngineUnavailable(EngineError):
     """The engine cannot serve now: stopped by an operator, failed and in backoff, or leaving."""
 
     code = "engine_unavailable"
+
+    def __init__(self, engine: str, message: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(engine, message)
 
 
 class UpstreamError(EngineError):

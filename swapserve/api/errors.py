@@ -1,5 +1,6 @@
 """The one table that says how each of our errors looks to a client."""
 
+import math
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -11,13 +12,18 @@ from swapserve.router.downstream import ErrorAnswer
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Status, OpenAI error type and, where waiting helps, after how many seconds to retry."""
+    """Status, OpenAI error type and, where waiting helps, after how many seconds to retry.
+
+    The seconds are for an error that carries no prediction of its own.
+    """
 
     status: int
     type: str
     retry_after_s: int | None = None
 
 
+LONGEST_RETRY_S = 3600
+"""No prediction is good enough to send a client away for longer."""
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 _UNAVAILABLE = "service_unavailable_error"
@@ -35,6 +41,7 @@ TABLE: dict[type[SwapServeError], Shown] = {
     errors.AdmissionError: Shown(503, _UNAVAILABLE, 5),
     errors.QueueFull: Shown(429, "rate_limit_error", 5),
     errors.QueueTimeout: Shown(503, _UNAVAILABLE, 10),
+    errors.DeadlineUnmeetable: Shown(503, _UNAVAILABLE, 10),
     errors.ShuttingDown: Shown(503, _UNAVAILABLE, 10),
     errors.CapacityError: Shown(503, _UNAVAILABLE, 30),
     errors.EngineError: Shown(503, _UNAVAILABLE, 5),
@@ -61,7 +68,8 @@ TABLE: dict[type[SwapServeError], Shown] = {
 def explain(error: SwapServeError) -> ErrorAnswer:
     """Return what a client is told; a class that is not in the table is shown as its base is."""
     shown = next(TABLE[base] for base in type(error).__mro__ if base in TABLE)
-    headers = {} if shown.retry_after_s is None else {"Retry-After": str(shown.retry_after_s)}
+    retry_s = _retry_s(error, shown)
+    headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
     if isinstance(error, errors.MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, errors.Unauthenticated):
@@ -75,6 +83,14 @@ def explain(error: SwapServeError) -> ErrorAnswer:
     if isinstance(error, errors.ModelNotFound):
         body["param"] = "model"
     return ErrorAnswer(status=shown.status, body={"error": body}, headers=headers)
+
+
+def _retry_s(error: SwapServeError, shown: Shown) -> int | None:
+    """Return after how many whole seconds a client should try again; None: it need not."""
+    predicted_s = getattr(error, "retry_after_s", None)
+    if shown.retry_after_s is None or predicted_s is None or math.isnan(predicted_s):
+        return shown.retry_after_s
+    return math.ceil(min(max(predicted_s, 1.0), LONGEST_RETRY_S))
 
 
 def as_response(error: SwapServeError) -> web.Response:
