@@ -1,0 +1,1 @@
+"""Who waits and who leaves: the default policy, and others for comparison. Pure."""

@@ -1,0 +1,49 @@
+"""How long a resident engine stays, and in which order several leave: what policies share. Pure.
+
+Nothing here is binding; a policy takes what it wants.
+"""
+
+from swapserve.scheduler.demand import Engine
+from swapserve.scheduler.policies.base import View, Wish
+from swapserve.states import EngineState
+
+QUANTUM_S = 10.0
+"""Where `Rules.quantum_s` says nothing and a policy does not derive it from costs."""
+
+
+def over_age_at(view: View, wish: Wish) -> float:
+    """Return when the wish will have waited for `max_wait`."""
+    return wish.since[0] + view.rules.max_wait_s
+
+
+def tenure_ends(view: View, victim: Engine, wish: Wish, least_s: float = 0.0) -> float:
+    """Return from when the victim may be asked to leave, if it stays at least so many seconds.
+
+    `min_resident` counts, too. A wish that has waited for `max_wait` ends both.
+    """
+    ends = victim.ready_since + max(least_s, victim.spec.min_resident_s)
+    return min(ends, over_age_at(view, wish))
+
+
+def quantum_ends(view: View, victim: Engine, wish: Wish, quantum_s: float) -> float:
+    """Return from when a busy victim may be cut off, if it runs for that quantum.
+
+    As `tenure_ends`, but while those for whom it was brought in are not done, no age makes the
+    quantum shorter: otherwise two engines whose swaps take longer than `max_wait` would evict
+    each other for ever without one token in between.
+    """
+    ends = tenure_ends(view, victim, wish, quantum_s)
+    return max(ends, victim.ready_since + quantum_s) if victim.callers else ends
+
+
+def usual_rank(victim: Engine, idle_order: float) -> tuple[float, ...]:
+    """Order victims: idle ones by the given figure, then draining ones, then busy since longest.
+
+    One that drains already comes before others that are busy, so a drain does not move on from
+    engine to engine.
+    """
+    if victim.idle:
+        return (0.0, idle_order, victim.index)
+    if victim.state is EngineState.DRAINING:
+        return (1.0, victim.ready_since, victim.index)
+    return (2.0, victim.ready_since, victim.index)
