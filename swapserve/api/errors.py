@@ -87,7 +87,7 @@ def explain(error: SwapServeError) -> ErrorAnswer:
 
 def _retry_s(error: SwapServeError, shown: Shown) -> int | None:
     """Return after how many whole seconds a client should try again; None: it need not."""
-    predicted_s = getattr(error, "retry_after_s", None)
+    predicted_s: float | None = getattr(error, "retry_after_s", None)
     if shown.retry_after_s is None or predicted_s is None or math.isnan(predicted_s):
         return shown.retry_after_s
     return math.ceil(min(max(predicted_s, 1.0), LONGEST_RETRY_S))

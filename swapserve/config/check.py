@@ -5,18 +5,29 @@ import os
 import pwd
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from swapserve.config.machine import find_binary, resolve_profile
 from swapserve.config.models import Read
-from swapserve.config.nodes import Problems
+from swapserve.config.nodes import Problems, near
 from swapserve.config.reader import Section
 from swapserve.config.recipe_files import shipped_recipes
-from swapserve.config.schema import Config, DeviceConfig, KeeperConfig, PathsConfig, ServerConfig
+from swapserve.config.schema import (
+    POLICIES,
+    Config,
+    DeviceConfig,
+    KeeperConfig,
+    PathsConfig,
+    SchedulingConfig,
+    ServerConfig,
+)
 from swapserve.errors import ConfigError
 from swapserve.ids import DeviceName
 from swapserve.states import Tier
 
+PLUGINS = "swapserve.policies"
+"""Entry points that add scheduling policies."""
 _SOCKET_PATH_BYTES = 107
 """What fits into a Unix socket's address on Linux (unix(7))."""
 _SMALLEST_PREFIX = 30
@@ -29,6 +40,15 @@ def check_server(server: ServerConfig, section: Section, problems: Problems) -> 
         expected = "a loopback address such as 127.0.0.1, or server.api_keys"
         line = section.line_of("host")
         problems.add(line, "server.host", f"{server.host!r} without API keys", expected)
+
+
+def check_policy(scheduling: SchedulingConfig, section: Section, problems: Problems) -> None:
+    """Check that the policy is one of ours or of an installed plugin, without loading that."""
+    known = [*POLICIES, *sorted(entry_points(group=PLUGINS).names - set(POLICIES))]
+    if scheduling.policy not in known:
+        expected = f"one of {', '.join(known)}{near(scheduling.policy, known)}"
+        line = section.line_of("policy")
+        problems.add(line, "scheduling.policy", f"the policy {scheduling.policy!r}", expected)
 
 
 def check_programs(

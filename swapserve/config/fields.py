@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 Kind = Literal[
+    "api_keys",
     "boolean",
     "choice",
     "choices",
@@ -27,6 +28,7 @@ Kind = Literal[
     "pairs",
     "path",
     "paths",
+    "secret",
     "secrets",
     "size",
     "text",

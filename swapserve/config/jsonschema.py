@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from swapserve.config.fields import Key, keys_of
-from swapserve.config.layout import Part, parts, top_keys
+from swapserve.config.layout import Part, nested, parts, top_keys
 from swapserve.config.recipes import Recipe
 from swapserve.config.reference import default_text
 from swapserve.config.schema import DEVICE_PATTERN
@@ -65,6 +65,9 @@ def _property(key: Key) -> Schema:
 
 
 def _value(key: Key) -> Schema:
+    if key.kind == "api_keys":
+        entry = _object(nested()["server"].keys)
+        return {"type": "array", "items": {"anyOf": [*_secret()["anyOf"], entry]}}
     text: Schema = {"type": "string"}
     if key.pattern is not None:
         text["pattern"] = _whole(key.pattern)
@@ -79,6 +82,7 @@ def _value(key: Key) -> Schema:
         "pairs": {"type": "object", "additionalProperties": _SCALAR},
         "path": {"type": "string", "minLength": 1},
         "paths": {"type": "array", "items": {"type": "string", "minLength": 1}},
+        "secret": _secret(),
         "secrets": {"type": "array", "items": _secret()},
         "size": _measure("integer", SIZE_PATTERN, key),
         "text": text,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from swapserve.config.fields import Key, class_doc, keys_of
 from swapserve.config.schema import (
+    ApiKey,
     Config,
     DeviceConfig,
     ImagesConfig,
@@ -44,6 +45,13 @@ def parts() -> tuple[Part, ...]:
         Part("models", "list", class_doc(ModelConfig), keys_of(ModelConfig)),
         Part("log", "section", "What the daemon writes about itself.", log),
     )
+
+
+@cache
+def nested() -> dict[str, Part]:
+    """Return the lists inside sections whose entries are mappings, by their section."""
+    key = Part("server.api_keys", "list", class_doc(ApiKey), keys_of(ApiKey))
+    return {"server": key}
 
 
 @cache

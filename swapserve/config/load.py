@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from swapserve.config import check, check_gpu, check_launch
+from swapserve.config.api_keys import read_api_keys
 from swapserve.config.fields import Key, keys_of
 from swapserve.config.layout import parts, top_keys
 from swapserve.config.machine import default_budget, default_paths, resolve_profile
@@ -62,11 +63,13 @@ class _Loader:
     def config(self) -> Config:
         """Build what can be built; problems are noted."""
         top = self._top()
-        server = ServerConfig(**self._section("server"))
+        server = ServerConfig(**self._server())
         keeper = KeeperConfig(**self._section("keeper"))
         paths = self._paths(keeper)
         images = ImagesConfig(**self._section("images"))
         scheduling = SchedulingConfig(**self._section("scheduling"))
+        if self._check_binaries:
+            check.check_policy(scheduling, self._sections["scheduling"], self._problems)
         log = self._section("log")
         devices = self._devices()
         reads = self._models(top, devices, paths)
@@ -98,6 +101,13 @@ class _Loader:
         section = self._reader.section(node, name, self._keys[name], line)
         self._sections[name] = section
         return section.values
+
+    def _server(self) -> dict[str, Any]:
+        values = self._section("server")
+        if "api_keys" in values:
+            section = self._sections["server"]
+            values["api_keys"] = read_api_keys(self._reader, section, values["api_keys"])
+        return values
 
     def _paths(self, keeper: KeeperConfig) -> PathsConfig:
         defaults = default_paths(keeper.profile)

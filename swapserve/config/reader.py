@@ -10,8 +10,10 @@ from typing import Any
 
 from swapserve.config.fields import Key
 from swapserve.config.nodes import Items, Node, Problems, Scalar, Table, describe, near
+from swapserve.config.schema import REMOVED
 from swapserve.config.values import DURATION_WORDS, SIZE_WORDS, parse_duration, parse_size
 
+_KEY_WORDS = "a key, ${env:NAME} or {file: path}"
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -81,12 +83,15 @@ class Reader:
         return Table(node.line if node is not None else 1)
 
     def unknown(self, table: Table, key: str, known: Iterable[str]) -> None:
-        """Note each key of a table that is not known, with near misses."""
+        """Note each key of a table that is not known, with near misses or its successor."""
         known = list(known)
         for name, line in table.lines.items():
-            if name not in known:
+            where = join(key, name)
+            if where in REMOVED:
+                self.problems.add(line, where, "a key of an earlier version", REMOVED[where])
+            elif name not in known:
                 expected = f"one of {', '.join(known)}{near(name, known)}"
-                self.problems.add(line, join(key, name), "an unknown key", expected)
+                self.problems.add(line, where, "an unknown key", expected)
 
     def check_name(self, name: str, pattern: str, line: int, key: str) -> None:
         """Note a key chosen by the user that cannot be a name."""
@@ -131,7 +136,9 @@ class Reader:
                 value = _pairs(node)
             case "names":
                 value = self._names(item, node)
-            case "choices" | "paths" | "secrets" | "texts":
+            case "secret":
+                value = self._secret(node)
+            case "api_keys" | "choices" | "paths" | "secrets" | "texts":
                 value = self._list(item, node)
         return value
 
@@ -157,6 +164,8 @@ class Reader:
 
     def _element(self, item: Key, node: Node) -> object:
         match item.kind:
+            case "api_keys":
+                return node  # `api_keys.py` reads it
             case "secrets":
                 return self._secret(node)
             case "paths":
@@ -173,7 +182,7 @@ class Reader:
         return absolute(text, self.problems.path.parent)
 
     def _secret(self, node: Node) -> str:
-        expected = "a key, ${env:NAME} or {file: path}"
+        expected = _KEY_WORDS
         if isinstance(node, Table) and set(node.nodes) == {"file"}:
             path = self._path(node.nodes["file"])
             return self._secret_file(node, path) if self.secrets else f"{{file: {path}}}"
@@ -228,7 +237,9 @@ def expectation(item: Key) -> str:
         "pairs": "a mapping of names to values",
         "texts": "a list of texts",
         "paths": "a list of paths",
+        "secret": _KEY_WORDS,
         "secrets": "a list of keys",
+        "api_keys": "a list of keys, each as it is or as a mapping with `key`",
     }
     if item.kind == "choice":
         return f"one of {', '.join(item.choices)}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from swapserve.config.fields import Key, class_doc, keys_of
-from swapserve.config.layout import Part, parts, top_keys
+from swapserve.config.layout import Part, nested, parts, top_keys
 from swapserve.config.recipes import Recipe
 from swapserve.config.values import format_duration, format_size
 
@@ -20,11 +20,13 @@ _TYPES = {
     "boolean": "`true`, `false`",
     "duration": "duration",
     "integer": "whole number",
+    "api_keys": "list of secrets, or of mappings with the keys below",
     "names": "name or list of names",
     "number": "number",
     "pairs": "mapping",
     "path": "path",
     "paths": "list of paths",
+    "secret": "secret",
     "secrets": "list of secrets",
     "size": "size",
     "text": "text",
@@ -35,7 +37,10 @@ _TYPES = {
 def reference_table() -> str:
     """Return every key of the configuration as Markdown: type, default and meaning."""
     blocks = ["### Top level\n\n" + _table(top_keys(), "")]
-    blocks += [f"### {_heading(part)}\n\n{part.doc}\n\n{_table(part.keys, '')}" for part in parts()]
+    for part in parts():
+        blocks.append(_section(part))
+        if part.name in nested():
+            blocks.append(_section(nested()[part.name]))
     return "\n".join(blocks)
 
 
@@ -52,7 +57,7 @@ def default_text(key: Key) -> str:
             return str(value).lower()
         case "size" | "duration" if value is not None:
             return format_size(value) if key.kind == "size" else format_duration(value)
-        case "texts" | "choices" | "paths" | "secrets" | "names":
+        case "texts" | "choices" | "paths" | "secrets" | "api_keys" | "names":
             return f"[{', '.join(value)}]"
         case "pairs":
             return "{" + ", ".join(f"{name}: {text}" for name, text in value.items()) + "}"
@@ -77,6 +82,10 @@ def update(text: str) -> str:
         made = f"{begin}\n\n{block}\n{end}"
         text = pattern.sub(made.replace("\\", r"\\"), text)
     return text
+
+
+def _section(part: Part) -> str:
+    return f"### {_heading(part)}\n\n{part.doc}\n\n{_table(part.keys, '')}"
 
 
 def _heading(part: Part) -> str:

@@ -17,17 +17,44 @@ from swapserve.ids import DeviceName, EngineName
 from swapserve.states import Tier
 
 KeepCache = Literal["auto", "always", "never"]
-BusyPolicy = Literal["preempt", "drain"]
 Profile = Literal["auto", "root", "unprivileged"]
 OnExit = Literal["stop", "leave"]
 MechanismChoice = Literal["auto", Mechanism]
 ContainerRuntime = Literal["auto", "podman", "docker", "apptainer"]
 Launch = Literal["process", "container", "attached"]
+PriorityName = Literal["urgent", "interactive", "batch"]
 
 GIB = 1 << 30
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._:/-]*"
+POLICY_PATTERN = "[a-z0-9][a-z0-9-]*"
+POLICIES = (
+    "adaptive",
+    "lru",
+    "lfu",
+    "fifo-drain",
+    "lru-drain",
+    "time-slice-drain",
+    "static",
+)
+"""Those that come with the program; further ones are plugins."""
+REMOVED = {
+    "scheduling.busy": "`policy`: `adaptive` where it was preempt, `lru-drain` for drain",
+}
+"""Keys of earlier versions, and what to write now."""
 DEVICE_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
 ATTACH_PATTERN = "pid:[1-9][0-9]*|port:[1-9][0-9]*|container:[A-Za-z0-9][A-Za-z0-9_.-]*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """One entry of `server.api_keys` as a mapping: a key, and whose it is."""
+
+    secret: Annotated[str, Yaml(key="key", kind="secret")]
+    """The key itself."""
+    name: Annotated[str, Yaml(pattern=NAME_PATTERN, default="`key-N` for the Nth entry")]
+    """Whose it is: events and predictions know it by this name."""
+    priority: PriorityName = "interactive"
+    """Priority of its requests, and the most that they may ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +65,7 @@ class ServerConfig:
     """Address to listen on; anything but loopback needs `api_keys`."""
     port: Annotated[int, Yaml(low=0, high=65535)] = 8080
     """Port to listen on; 0 takes a free one."""
-    api_keys: Annotated[tuple[str, ...], Yaml(kind="secrets")] = ()
+    api_keys: Annotated[tuple[ApiKey, ...], Yaml(kind="api_keys")] = ()
     """Keys that clients must send as `Authorization: Bearer`; none: no key is asked for."""
     admin_keys: Annotated[tuple[str, ...], Yaml(kind="secrets")] = ()
     """Keys for the admin API; none: only callers on this machine may use it."""
@@ -46,6 +73,8 @@ class ServerConfig:
     """Largest request body; a larger one gets 413."""
     queue_limit: Annotated[int, Yaml(low=1)] = 256
     """Requests that may wait for one engine; one more gets 429."""
+    queue_limit_total: Annotated[int, Yaml(low=1)] = 4096
+    """Requests that may wait for all engines together."""
     queue_timeout_s: Annotated[float, Yaml(low=1)] = 600.0
     """Longest time a request waits for its engine before 503."""
     headers_after_s: float = 1.0
@@ -142,12 +171,21 @@ class DeviceConfig:
 class SchedulingConfig:
     """How engines take turns."""
 
-    busy: BusyPolicy = "preempt"
-    """What happens to a busy victim: swapped out in mid-request, or waited for."""
-    quantum_s: Annotated[float, Yaml(low=0.1)] = 10.0
-    """Least time a busy engine runs before it may be preempted."""
+    policy: Annotated[str, Yaml(pattern=POLICY_PATTERN)] = "adaptive"
+    """Who comes, who leaves, and when: `adaptive`, `lru`, `lfu`, `fifo-drain`, `lru-drain`,
+    `time-slice-drain`, `static`, or a plugin's name."""
+    quantum_s: Annotated[float | None, Yaml(low=0.1)] = None
+    """Least time a busy engine runs before it may be preempted (none: from the swap's cost)."""
+    overhead_share: Annotated[float, Yaml(low=0, high=0.9)] = 0.2
+    """Share of a device's time that swaps under contention may take."""
     max_wait_s: float = 30.0
-    """A waiter older than this overrides quantum and drain."""
+    """A request that has waited longer comes before all others, and no quantum holds it up."""
+    slo_ttft_s: Annotated[float, Yaml(low=0.01)] = 10.0
+    """Time in which an interactive request should get its first token."""
+    slo_itl_s: Annotated[float, Yaml(low=0.001)] = 0.2
+    """Longest mean gap between tokens that a reader does not mind."""
+    look_ahead: bool = True
+    """Bring engines nearer before they are asked for, into memory that is free."""
     retry_backoff_s: Annotated[float, Yaml(low=0.01)] = 2.0
     """First pause after a failed start; doubles up to a minute."""
 
@@ -195,6 +233,20 @@ class ModelConfig:
     """Whether an idle engine is dumped with its cache (`always`) or dropped (`never`)."""
     ttl_s: Annotated[float | None, Yaml(low=0.1)] = None
     """Idle time after which it is swapped out (none: only when another engine needs the room)."""
+    min_resident_s: float = 0.0
+    """Once brought in it stays at least so long, unless a request has waited for `max_wait`."""
+    slots: Annotated[int | None, Yaml(low=1)] = None
+    """Requests that it answers at the same time, such as llama-server's `-np` or vLLM's
+    `--max-num-seqs`; further ones wait in the queue, not in the engine (none: no limit)."""
+    queue_limit: Annotated[int | None, Yaml(low=1)] = None
+    """Requests that may wait for it (none: `server.queue_limit`)."""
+    deadline_s: Annotated[float | None, Yaml(low=0.01)] = None
+    """Time in which an answer has to begin; a request that cannot meet it is refused early. The
+    header `x-swapserve-deadline` sets another one (none: no deadline)."""
+    slo_ttft_s: Annotated[float | None, Yaml(low=0.01)] = None
+    """The same as `scheduling.slo_ttft`, for this model."""
+    slo_itl_s: Annotated[float | None, Yaml(low=0.001)] = None
+    """The same as `scheduling.slo_itl`, for this model."""
     preload: bool = False
     """Bring it in when the daemon starts."""
     pin: bool = False

@@ -194,7 +194,6 @@ devices:
 
 # Short turns, so that there is something to see.
 scheduling:
-  busy: preempt
   quantum: 4s
   max_wait: 8s
 

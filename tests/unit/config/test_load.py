@@ -37,7 +37,7 @@ server: {port: 9000, max_body: 1MiB, queue_timeout: 5m, on_exit: leave}
 paths: {state_dir: state, run_dir: /run/x}
 keeper: {huge_pages: true}
 images: {canary_rate: 1, budget: 1.5GiB}
-scheduling: {busy: drain, quantum: 2}
+scheduling: {policy: lru-drain, quantum: 2, overhead_share: 0.5, slo_itl: 50ms}
 devices: {ram: {memory: 4GiB}}
 log: {format: json, level: debug}
 models:
@@ -51,6 +51,11 @@ models:
     memory: 2GiB
     tiers: [disk, none]
     ttl: 90s
+    slots: 4
+    queue_limit: 7
+    min_resident: 5s
+    deadline: 1m
+    slo_ttft: 3s
     pin: true
     sandbox: false
 """
@@ -64,7 +69,10 @@ models:
     assert config.keeper.huge_pages is True
     assert config.images.canary_rate == 1.0
     assert config.images.budget_bytes == 3 << 29
+    assert config.scheduling.policy == "lru-drain"
     assert config.scheduling.quantum_s == 2.0
+    assert config.scheduling.overhead_share == 0.5
+    assert config.scheduling.slo_itl_s == 0.05
     assert (config.log_format, config.log_level) == ("json", "debug")
     (model,) = config.models.values()
     assert model.name == "org/a:latest"
@@ -77,6 +85,8 @@ models:
     assert model.tiers == (Tier.DISK, Tier.NONE)
     assert all(isinstance(tier, Tier) for tier in model.tiers)
     assert model.ttl_s == 90.0
+    assert (model.slots, model.queue_limit, model.min_resident_s) == (4, 7, 5.0)
+    assert (model.deadline_s, model.slo_ttft_s, model.slo_itl_s) == (60.0, 3.0, None)
     assert model.device == "ram"
 
 
@@ -150,7 +160,13 @@ def test_near_misses_are_named(fail: Fail, text: str, words: str) -> None:
         ("server: {max_body: 1.5}", "server.max_body", "the number 1.5", "8GiB"),
         ("keeper: {huge_pages: yes}", "keeper.huge_pages", "the text 'yes'", "true or false"),
         ("images: {canary_rate: 1.5}", "images.canary_rate", "the number 1.5", "from 0 to 1"),
-        ("scheduling: {busy: kill}", "scheduling.busy", "the text 'kill'", "preempt, drain"),
+        ("scheduling: {busy: drain}", "scheduling.busy", "an earlier version", "lru-drain"),
+        ("scheduling: {policy: lru-drian}", "scheduling.policy", "lru-drian", "'lru-drain'"),
+        ("scheduling: {policy: Adaptive}", "scheduling.policy", "'Adaptive'", "matches"),
+        ("scheduling: {overhead_share: 0.95}", "scheduling.overhead_share", "0.95", "0 to 0.9"),
+        ("scheduling: {quantum: 0}", "scheduling.quantum", "the number 0", "at least 0.1"),
+        ("scheduling: {slo_itl: -1}", "scheduling.slo_itl", "the number -1", "at least"),
+        ("server: {queue_limit_total: 0}", "server.queue_limit_total", "0", "at least 1"),
         ("recipe_dirs: here", "recipe_dirs", "the text 'here'", "a list of paths"),
         ("models: {a: 1}", "models", "a mapping", "a list of models"),
         ("models: [a]", "models[0]", "the text 'a'", "a mapping"),
@@ -196,7 +212,7 @@ def test_an_open_door_is_refused(fail: Fail, load_text: Load) -> None:
         assert "api_keys" in problem.expected
     for host in ("127.0.0.2", "'::1'", "localhost"):
         assert load_text(f"server: {{host: {host}}}").server.host
-    assert load_text("server: {host: 0.0.0.0, api_keys: [k]}").server.api_keys == ("k",)
+    assert load_text("server: {host: 0.0.0.0, api_keys: [k]}").server.api_keys
 
 
 def test_secrets_come_from_environment_and_files(
@@ -205,7 +221,8 @@ def test_secrets_come_from_environment_and_files(
     monkeypatch.setenv("MY_KEY", "from-env")
     (tmp_path / "key").write_text("from-file\n")
     config = load_text("server: {api_keys: ['${env:MY_KEY}', {file: key}, plain]}")
-    assert config.server.api_keys == ("from-env", "from-file", "plain")
+    secrets = [key.secret for key in config.server.api_keys]
+    assert secrets == ["from-env", "from-file", "plain"]
 
 
 def test_secrets_that_are_not_there_are_problems_that_show_no_secret(
