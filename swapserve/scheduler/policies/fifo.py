@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from swapserve.scheduler.demand import Engine
 from swapserve.scheduler.policies.base import NEVER, Leave, View, Wish
-from swapserve.scheduler.policies.tenure import tenure_ends
 
 
 class FifoDrain:
@@ -24,5 +23,5 @@ class FifoDrain:
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: each drains at once, and none is ever cut off; resident longest goes first."""
-        at = tenure_ends(view, victim, wish)
-        return Leave(at, cut_at=NEVER, rank=(victim.ready_since, victim.index))
+        del view, wish
+        return Leave(0.0, cut_at=NEVER, rank=(victim.ready_since, victim.index))

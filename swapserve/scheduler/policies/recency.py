@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from swapserve.scheduler.demand import Engine
 from swapserve.scheduler.policies.base import NEVER, Leave, View, Wish
-from swapserve.scheduler.policies.tenure import QUANTUM_S, quantum_ends, tenure_ends, usual_rank
+from swapserve.scheduler.policies.tenure import QUANTUM_S, quantum_ends, usual_rank
 
 
 class Lru:
@@ -65,12 +65,12 @@ class LruDrain:
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: each drains at once, and none is ever cut off."""
-        at = tenure_ends(view, victim, wish)
-        return Leave(at, cut_at=NEVER, rank=usual_rank(victim, victim.idle_since))
+        del view, wish
+        return Leave(0.0, cut_at=NEVER, rank=usual_rank(victim, victim.idle_since))
 
 
 def _leaves_at(view: View, victim: Engine, wish: Wish) -> float:
     if victim.idle:
-        return tenure_ends(view, victim, wish)
+        return 0.0
     quantum_s = QUANTUM_S if view.rules.quantum_s is None else view.rules.quantum_s
     return quantum_ends(view, victim, wish, quantum_s)

@@ -16,24 +16,15 @@ def over_age_at(view: View, wish: Wish) -> float:
     return wish.since[0] + view.rules.max_wait_s
 
 
-def tenure_ends(view: View, victim: Engine, wish: Wish, least_s: float = 0.0) -> float:
-    """Return from when the victim may be asked to leave, if it stays at least so many seconds.
-
-    `min_resident` counts, too. A wish that has waited for `max_wait` ends both.
-    """
-    ends = victim.ready_since + max(least_s, victim.spec.min_resident_s)
-    return min(ends, over_age_at(view, wish))
-
-
 def quantum_ends(view: View, victim: Engine, wish: Wish, quantum_s: float) -> float:
-    """Return from when a busy victim may be cut off, if it runs for that quantum.
+    """Return from when a busy victim may be cut off that runs for so many seconds at a time.
 
-    As `tenure_ends`, but while those for whom it was brought in are not done, no age makes the
-    quantum shorter: otherwise two engines whose swaps take longer than `max_wait` would evict
-    each other for ever without one token in between.
+    A wish that has waited for `max_wait` ends the quantum, but only once those for whom the
+    engine was brought in are done: otherwise two engines whose swaps take longer than `max_wait`
+    would evict each other for ever without one token in between.
     """
-    ends = tenure_ends(view, victim, wish, quantum_s)
-    return max(ends, victim.ready_since + quantum_s) if victim.callers else ends
+    ends = victim.ready_since + quantum_s
+    return ends if victim.callers else min(ends, over_age_at(view, wish))
 
 
 def usual_rank(victim: Engine, idle_order: float) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from swapserve.scheduler.demand import Engine
 from swapserve.scheduler.policies.base import NEVER, Leave, View, Wish
-from swapserve.scheduler.policies.tenure import over_age_at, tenure_ends, usual_rank
+from swapserve.scheduler.policies.tenure import over_age_at, usual_rank
 
 
 class TimeSliceDrain:
@@ -26,7 +26,7 @@ class TimeSliceDrain:
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: at once without work, else when the wish is over-age; never in mid-request."""
-        done = victim.idle and not victim.waiting
         # A device in debt cannot wait for that: its next allocation would fail.
-        at = tenure_ends(view, victim, wish, 0.0 if done or wish.engine is None else NEVER)
+        at_once = (victim.idle and not victim.waiting) or wish.engine is None
+        at = 0.0 if at_once else over_age_at(view, wish)
         return Leave(at, cut_at=NEVER, rank=usual_rank(victim, victim.idle_since))
