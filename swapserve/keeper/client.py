@@ -152,10 +152,12 @@ class KeeperClient:
         limit = self._dump_s() + 2 * self._gpu_s(engine)  # a golden image: there and back
         return await self._verb("dump", limit, engine=engine, kind=kind, canary=canary)
 
-    async def restore(self, engine: EngineName, kind: ImageKind) -> VerbReport:
-        """Restore an image."""
+    async def restore(
+        self, engine: EngineName, kind: ImageKind, *, resume: bool = True
+    ) -> VerbReport:
+        """Restore an image; without `resume` it stays suspended, off its GPUs."""
         limit = self._limits.restore_timeout_s + VERB_MARGIN_S + self._gpu_s(engine)
-        return await self._verb("restore", limit, engine=engine, kind=kind)
+        return await self._verb("restore", limit, engine=engine, kind=kind, resume=resume)
 
     async def discard(self, engine: EngineName) -> VerbReport:
         """Kill it."""

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from swapserve.config.schema import ModelConfig
-from swapserve.errors import CudaError, KeeperError, SwapServeError
+from swapserve.errors import KeeperError, SwapServeError
 from swapserve.keeper.checkpoint import Checkpoints
 from swapserve.keeper.context import Context
+from swapserve.keeper.gpu_images import GpuImages
 from swapserve.keeper.launch import execute
 from swapserve.keeper.launchers import launcher_of
 from swapserve.keeper.phases import Phases
@@ -69,7 +70,11 @@ class HeldEngine:
             gpus=model.gpus,
         )
         self._checkpoints = Checkpoints(self.place, self._tree, context, later=start_watch)
-        self._gpu = Suspension(self.place, self._tree, context) if model.gpus else None
+        self._gpu: Suspension | None = None
+        self._gpu_images: GpuImages | None = None
+        if model.gpus:
+            self._gpu = gpu = Suspension(self.place, self._tree, context)
+            self._gpu_images = GpuImages(model.name, self._tree, gpu, self._checkpoints)
         self._later = start_watch
 
     # ------------------------------------------------------------ facts
@@ -186,68 +191,33 @@ class HeldEngine:
             CudaError: its GPU state could not be moved out of the way; see there.
         """
         async with self._doing("dump", running=True) as phases:
-            if self._gpu is None:
+            if self._gpu_images is None:
                 return await self._checkpoints.dump(kind, canary, phases)
-            return await self._dump_with_gpu(kind, canary, phases)
+            await self._movable("dump")
+            return await self._gpu_images.dump(kind, canary, phases)
 
-    async def _dump_with_gpu(
-        self, kind: ImageKind, canary: dict[str, Any] | None, phases: Phases
-    ) -> VerbReport:
-        """Dump while the GPU state is in host memory, where CRIU finds it."""
-        gpu = await self._movable("dump")
-        was_away = gpu.away
-        if not was_away:
-            await gpu.suspend(phases, freeze=False)
-        try:
-            report = await self._checkpoints.dump(kind, canary, phases)
-        except (SwapServeError, OSError):  # a full disk, too
-            if self._tree.root is not None:
-                await self._back_after_failed_dump(gpu, phases, was_away=was_away)
-            raise
-        if kind == "golden":
-            await (self._tree.freeze(True) if was_away else self._resume_or_end(gpu, phases))
-        return phases.report(report.bytes)
-
-    async def _back_after_failed_dump(
-        self, gpu: Suspension, phases: Phases, *, was_away: bool
-    ) -> None:
-        try:
-            if was_away:
-                await self._tree.freeze(True)  # CRIU has thawed it
-            else:
-                await gpu.resume(phases)
-        except (SwapServeError, TimeoutError):
-            # Half way is nowhere: it would neither serve nor give its memory back.
-            log.exception("event=not_taken_back engine=%s", self.model.name)
-            await self._tree.kill()
-
-    async def restore(self, kind: ImageKind) -> VerbReport:
+    async def restore(self, kind: ImageKind, *, resume: bool = True) -> VerbReport:
         """Bring the engine back from an image; a live image is used up, also by a failure.
 
+        Args:
+            kind: of the image.
+            resume: False: leave it suspended, with its GPU state in host memory; its GPUs are
+                neither asked for room nor touched.
+
         Raises:
-            KeeperError: it is already there.
+            KeeperError: it is already there, or has no GPU state that could stay in host memory.
             ImageError: there is no such image, or the golden one no longer fits.
             CriuError: nothing of it runs.
             DeviceBusy: a GPU has too little free memory; nothing was tried, the image is kept.
-            CudaError: its GPU state did not come back; nothing of it runs.
+            CudaError: `lost`: its GPU state did not come back, or it did not come to rest; nothing
+                of it runs. Else nothing was tried, the image is kept.
         """
         async with self._doing("restore", running=False) as phases:
-            if self._gpu is None:
-                return await self._checkpoints.restore(kind, phases)
-            gpus, held = await asyncio.to_thread(self._checkpoints.gpu_state, kind)
-            await self._gpu.admit(gpus, held, phases)
-            report = await self._checkpoints.restore(kind, phases)
-            if self._gpu.away:
-                await self._resume_or_end(self._gpu, phases)
-            return phases.report(report.bytes)
-
-    async def _resume_or_end(self, gpu: Suspension, phases: Phases) -> None:
-        try:
-            await gpu.resume(phases)
-        except SwapServeError as error:
-            # It cannot stay suspended: nobody has promised it the host memory.
-            await self._tree.kill()
-            raise CudaError(self.model.name, "resume", str(error), lost=True) from error
+            if self._gpu_images is not None:
+                return await self._gpu_images.restore(kind, phases, resume=resume)
+            if not resume:
+                raise KeeperError(f"'{self.model.name}' has no GPU state that could be kept away")
+            return await self._checkpoints.restore(kind, phases)
 
     async def discard(self) -> VerbReport:
         """Kill the engine at once, without a word to it.

@@ -330,7 +330,9 @@ _VERBS: dict[str, Action] = {
     "suspend": _reporting(lambda engine, _: engine.suspend()),
     "resume": _reporting(lambda engine, _: engine.resume()),
     "dump": _reporting(lambda engine, r: engine.dump(_kind(r), r.get("canary"))),
-    "restore": _reporting(lambda engine, r: engine.restore(_kind(r))),
+    "restore": _reporting(
+        lambda engine, r: engine.restore(_kind(r), resume=r.get("resume") is not False)
+    ),
     "discard": _reporting(lambda engine, _: engine.discard()),
     "stop": _reporting(lambda engine, r: engine.stop(float(r["grace_s"]))),
     "drop_image": _reporting(lambda engine, r: engine.drop_image(_kind(r))),

@@ -150,13 +150,45 @@ class Suspension:
             ImageError: it is of other GPUs, and the driver cannot bring it to these.
             DeviceBusy: one has no room.
         """
-        if pairs := self._pairs(gpus):
-            cuda = self._context.cuda
-            if len(gpus) != len(self._uuids) or cuda is None or not cuda.remaps:
-                where = ", ".join(old for old, _ in pairs)
-                message = f"its GPU state is of {where}, and this driver cannot bring it elsewhere"
-                raise ImageError(self._name, "restore", message)
+        self._check_gpus(gpus)
         await self._cuda.admit(self._needs(gpus, device_bytes), phases)
+
+    def check_rest(self, gpus: tuple[str, ...], device_bytes: dict[str, int]) -> None:
+        """Check that what an image will bring can rest in host memory, and come back from there.
+
+        Raises:
+            ImageError: see `admit`.
+            CudaError: the image does not say how much it is; nothing was tried.
+        """
+        self._check_gpus(gpus)
+        if not any(device_bytes.values()):
+            message = "its image does not say how much host memory its GPU state takes"
+            raise CudaError(self._name, "admission", message, lost=False)
+
+    def _check_gpus(self, gpus: tuple[str, ...]) -> None:
+        if not (pairs := self._pairs(gpus)):
+            return
+        cuda = self._context.cuda
+        if len(gpus) != len(self._uuids) or cuda is None or not cuda.remaps:
+            where = ", ".join(old for old, _ in pairs)
+            message = f"its GPU state is of {where}, and this driver cannot bring it elsewhere"
+            raise ImageError(self._name, "restore", message)
+
+    async def rest(self, phases: Phases) -> None:
+        """Freeze what an image has brought, with its GPU state in host memory.
+
+        Nothing is done on its GPUs, so they are not held.
+
+        Raises:
+            KeeperError: it has ended.
+            CudaError: its processes do not come to rest.
+        """
+        try:
+            with phases.phase("freeze"):
+                await self._tree.freeze(True)
+        except TimeoutError:
+            message = "its processes did not come to rest"
+            raise CudaError(self._name, "freeze", message, lost=False) from None
 
     def _pairs(self, gpus: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """Return from which GPU to which its state has to go; empty if it stays where it was."""

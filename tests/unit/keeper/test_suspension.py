@@ -19,13 +19,16 @@ from swapserve.config.schema import Config, KeeperConfig, ModelConfig
 from swapserve.errors import CudaError, DeviceBusy
 from swapserve.ids import DeviceName, EngineName
 from swapserve.keeper import tree as trees
+from swapserve.keeper.checkpoint import Checkpoints
 from swapserve.keeper.context import Context
 from swapserve.keeper.cuda.calls import Pairs
 from swapserve.keeper.cuda.pool import Workers
 from swapserve.keeper.cuda.suspend import Suspended
 from swapserve.keeper.cuda.tree import CudaTree, Settled, Where
+from swapserve.keeper.gpu_images import GpuImages
 from swapserve.keeper.phases import Phases
 from swapserve.keeper.place import Place
+from swapserve.keeper.protocol import ImageKind, VerbReport
 from swapserve.keeper.suspension import Suspension
 from swapserve.system import process
 from swapserve.system.gpu import Nvml
@@ -407,6 +410,76 @@ async def test_two_engines_do_not_move_on_one_gpu_at_the_same_time(tmp_path: Pat
 async def _there_and_back(one: Moved) -> None:
     await one.gpu.suspend(Phases())
     await one.gpu.resume(Phases())
+
+
+# ---------------------------------------------------------------------- rest
+
+
+class Imaged(Checkpoints):
+    """Images whose restore finds the engine there, with its GPU state in host memory."""
+
+    def __init__(self, here: Moved, device_bytes: dict[str, int]) -> None:
+        self.here = here
+        self.device_bytes = device_bytes
+        self.restored: list[ImageKind] = []
+
+    def gpu_state(self, kind: ImageKind) -> tuple[tuple[str, ...], dict[str, int]]:
+        return ((GPU,), self.device_bytes)
+
+    async def restore(self, kind: ImageKind, phases: Phases) -> VerbReport:
+        self.restored.append(kind)
+        self.here.tree.gpu_in_host_memory((), BYTES)
+        return phases.report(7)
+
+
+def images(here: Moved, device_bytes: dict[str, int] = BYTES) -> tuple[Imaged, GpuImages]:
+    made = Imaged(here, device_bytes)
+    return made, GpuImages("a", here.tree, here.gpu, made)
+
+
+async def test_what_an_image_has_brought_rests_without_a_call_of_the_driver(
+    tmp_path: Path,
+) -> None:
+    async with moved(tmp_path) as here:
+        made, gpu_images = images(here)
+        report = await gpu_images.restore("golden", Phases(), resume=False)
+        assert (report.bytes, made.restored) == (7, ["golden"])
+        assert here.cuda.calls == []
+        assert here.facts() == AWAY
+        await here.gpu.resume(Phases())
+        assert here.facts() == RUNS
+
+
+async def test_what_an_image_has_brought_and_does_not_come_to_rest_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with moved(tmp_path) as here:
+        monkeypatch.setattr(trees, "FREEZE_TIMEOUT_S", 0.05)
+        monkeypatch.setattr(process, "stop_tree", _never)
+        failed = await fails(images(here)[1].restore("golden", Phases(), resume=False))
+        assert (failed.phase, failed.lost) == ("rest", True)
+        assert here.tree.root is None
+        assert here.here.exits == []
+
+
+async def test_what_has_ended_before_it_was_at_rest_has_not_come(tmp_path: Path) -> None:
+    async with moved(tmp_path) as here:
+        gpu_images = images(here)[1]
+        await here.dies()
+        failed = await fails(gpu_images.restore("golden", Phases(), resume=False))
+        assert (failed.phase, failed.lost) == ("rest", True)
+
+
+@pytest.mark.parametrize("device_bytes", [{}, {GPU: 0}])
+async def test_an_image_of_unknown_size_is_not_used_up(
+    tmp_path: Path, device_bytes: dict[str, int]
+) -> None:
+    async with moved(tmp_path) as here:
+        made, gpu_images = images(here, device_bytes)
+        failed = await fails(gpu_images.restore("live", Phases(), resume=False))
+        assert not failed.lost
+        assert made.restored == []
+        assert here.facts() == RUNS, "what there was is as it was"
 
 
 # -------------------------------------------------------------------- quench
