@@ -60,6 +60,14 @@ class RequestEnded:
     bytes_in: int = 0
     prefix: int = 0
     """Hash of the beginning of its body; the next turn of a chat has the same."""
+    priority: str = "interactive"
+    key: str = ""
+    """Name of the API key that it came with; empty without keys."""
+    tokens_in: float = 0.0
+    """Length of its prompt, estimated from its size."""
+    tokens_out: float | None = None
+    """Length of its answer: as the engine stated it, else counted or estimated; None if it was
+    not answered to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

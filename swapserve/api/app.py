@@ -45,14 +45,14 @@ class Deps:
 def build_app(deps: Deps) -> web.Application:
     """Return the application with every route."""
     limit = deps.server.max_body_bytes
-    keys = deps.server.api_keys
+    keys = tuple(key.secret for key in deps.server.api_keys)
     app = web.Application(middlewares=[_errors(limit)], client_max_size=limit)
     openai = OpenAI(
         directory=deps.directory,
         proxy=deps.proxy,
         status=deps.control.status,
         metrics=deps.metrics,
-        keys=Keys(keys),
+        api_keys=deps.server.api_keys,
         metrics_keys=Keys((*keys, *deps.server.admin_keys) if keys else ()),
         max_body_bytes=limit,
     )

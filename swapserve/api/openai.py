@@ -1,7 +1,7 @@
 """The OpenAI endpoints: understand a request just enough, and hand it to the proxy."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +10,10 @@ from aiohttp import web
 
 import swapserve
 from swapserve.api.keys import Keys
+from swapserve.config.schema import ApiKey
 from swapserve.errors import EndpointNotFound, InvalidRequest, ModelNotFound, RequestTooLarge
 from swapserve.metrics import CONTENT_TYPE, Metrics
+from swapserve.router.asks import ask_of
 from swapserve.router.body import RequestBody
 from swapserve.router.proxy import Call, Proxy
 from swapserve.router.resolve import Directory
@@ -32,7 +34,7 @@ class OpenAI:
         proxy: Proxy,
         status: Callable[[], Status],
         metrics: Metrics,
-        keys: Keys,
+        api_keys: Sequence[ApiKey],
         metrics_keys: Keys,
         max_body_bytes: int,
     ) -> None:
@@ -40,7 +42,8 @@ class OpenAI:
         self._proxy = proxy
         self._status = status
         self._metrics = metrics
-        self._keys = keys
+        self._api_keys = api_keys
+        self._keys = Keys([key.secret for key in api_keys])
         self._metrics_keys = metrics_keys
         self._max_body_bytes = max_body_bytes
         self._created = int(datetime.now(UTC).timestamp())
@@ -60,12 +63,15 @@ class OpenAI:
 
         Cancellation: the client left.
         """
-        self._keys.check(request)
+        index = self._keys.check(request)
+        key = None if index is None else self._api_keys[index]
         body = RequestBody(await self._read(request))
-        engine = self._directory.resolve(body.model)
-        if request.path not in self._directory.model(engine).recipe.endpoints:
+        model = self._directory.model(self._directory.resolve(body.model))
+        if request.path not in model.recipe.endpoints:
             raise EndpointNotFound(f"The model '{body.model}' does not serve {request.path}.")
-        return await self._proxy.forward(request, Call(engine=engine, path=request.path, body=body))
+        ask = ask_of(request.headers, body, key=key, deadline_s=model.deadline_s)
+        call = Call(engine=model.name, path=request.path, body=body, ask=ask)
+        return await self._proxy.forward(request, call)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """List the models, with where each of them is."""

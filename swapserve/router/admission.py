@@ -2,13 +2,14 @@
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import EngineName, LeaseId
-from swapserve.messages import Event, LeaseEnded, LeaseRequested
+from swapserve.messages import Ask, Event, LeaseEnded, LeaseRequested, Used
 from swapserve.states import LeaseState
 
 
@@ -28,9 +29,12 @@ class Place:
 class Lease:
     """Permission for one request on one engine; `Admission` alone changes it."""
 
-    def __init__(self, lease: LeaseId, engine: EngineName, requested_at: float) -> None:
+    def __init__(self, lease: LeaseId, engine: EngineName, ask: Ask, requested_at: float) -> None:
         self.id = lease
         self.engine = engine
+        self.ask = ask
+        self.used: Used | None = None
+        """What the request has taken; set by whoever has read its answer to the end."""
         self.state = LeaseState.WAITING
         self.suspensions = 0
         self.requested_at = requested_at
@@ -38,7 +42,12 @@ class Lease:
         self.suspended_at = requested_at
         self.lost: asyncio.Future[SwapServeError] = asyncio.get_running_loop().create_future()
         """Done when the scheduler has ended the lease (refused or lost), with the reason."""
+        self._absences: list[tuple[float, float]] = []
         self._changed = asyncio.Event()
+
+    def away(self, begin: float, end: float) -> bool:
+        """Whether the engine was away, or on its way, at any time from `begin` to `end`."""
+        return any(left <= end and back >= begin for left, back in self._absences)
 
     async def granted(self) -> None:
         """Return once the engine may be used; again after a suspension, when it is back.
@@ -53,6 +62,19 @@ class Lease:
             await self._changed.wait()
         if self.lost.done():
             raise self.lost.result()
+
+    def suspend(self, now: float) -> None:
+        """Note that the engine goes away."""
+        self.suspensions += 1
+        self.suspended_at = now
+        self._absences.append((now, math.inf))
+        self.move(LeaseState.SUSPENDED)
+
+    def resume(self, now: float) -> None:
+        """Note that the engine is back."""
+        if self._absences:
+            self._absences[-1] = (self._absences[-1][0], now)
+        self.move(LeaseState.ACTIVE)
 
     def move(self, state: LeaseState) -> None:
         """Enter `state` and wake who waits for it."""
@@ -87,20 +109,20 @@ class Admission:
         self._numbers = itertools.count(1)
 
     @asynccontextmanager
-    async def lease(self, engine: EngineName) -> AsyncIterator[Lease]:
+    async def lease(self, engine: EngineName, ask: Ask) -> AsyncIterator[Lease]:
         """Queue for the engine; leaving the block, however that happens, ends the lease.
 
         Cancellation: the scheduler is told before the cancellation goes on.
         """
-        lease = Lease(LeaseId(f"r{next(self._numbers)}"), engine, self.clock())
+        lease = Lease(LeaseId(f"r{next(self._numbers)}"), engine, ask, self.clock())
         self._leases[lease.id] = lease
-        self._post(LeaseRequested(lease=lease.id, engine=engine))
+        self._post(LeaseRequested(lease=lease.id, engine=engine, ask=ask))
         try:
             yield lease
         finally:
             if self._leases.pop(lease.id, None) is not None:
                 lease.move(LeaseState.ENDED)
-                self._post(LeaseEnded(lease=lease.id))
+                self._post(LeaseEnded(lease=lease.id, used=lease.used))
 
     def granted(self, lease: LeaseId) -> None:
         """Let the request go to its engine."""
@@ -111,14 +133,12 @@ class Admission:
     def suspended(self, lease: LeaseId) -> None:
         """Note that the engine goes away in mid-answer."""
         if (found := self._leases.get(lease)) is not None:
-            found.suspensions += 1
-            found.suspended_at = self.clock()
-            found.move(LeaseState.SUSPENDED)
+            found.suspend(self.clock())
 
     def resumed(self, lease: LeaseId) -> None:
         """Note that the engine is back."""
         if (found := self._leases.get(lease)) is not None:
-            found.move(LeaseState.ACTIVE)
+            found.resume(self.clock())
 
     def refused(self, lease: LeaseId, error: SwapServeError) -> None:
         """End a waiting lease."""

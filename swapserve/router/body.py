@@ -10,11 +10,15 @@ import zlib
 from dataclasses import dataclass
 
 from swapserve.errors import InvalidRequest
+from swapserve.router.tokens import BYTES_PER_TOKEN
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 PREFIX_CHARS = 4096
-FIELDS = frozenset({"model", "stream", "temperature", "seed"})
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""Fields that bound an answer's length; the first of them that is given counts."""
+MOST_TOKENS = 1 << 31
+FIELDS = frozenset({"model", "stream", "temperature", "seed", "service_tier", *LIMITS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class RequestBody:
             members = _walk(text)
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"The request body is not UTF-8 (byte {error.start}).") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # also of a number with thousands of digits
             raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
         except RecursionError as error:
             raise InvalidRequest("The request body is nested too deeply.") from error
@@ -53,6 +57,12 @@ class RequestBody:
         self.stream = self._stream()
         self.samples = self._samples()
         """Whether the answer depends on the engine's own random state."""
+        self.tokens_in = max(1.0, self.size / BYTES_PER_TOKEN)
+        """Length of the prompt, estimated from the body's size."""
+        self.tokens_max = self._tokens_max()
+        """Longest answer that it allows, if it says so in a way that can be understood."""
+        self.service_tier = self._last("service_tier")
+        """As sent, whatever its type: the engine judges it."""
 
     def rewritten(self, *, model: str | None = None, seed: int | None = None) -> bytes:
         """Return the body with the given values put in place; all else stays byte for byte."""
@@ -100,6 +110,13 @@ class RequestBody:
         if isinstance(seed, bool) or not isinstance(seed, int | None):
             raise InvalidRequest("The field 'seed' must be an integer.", param="seed")
         return seed is None and (temperature is None or temperature > 0)
+
+    def _tokens_max(self) -> int | None:
+        for name in LIMITS:
+            limit = self._last(name)
+            if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+                return min(limit, MOST_TOKENS)
+        return None
 
 
 def _prefix(members: list[tuple[str, Member]]) -> int:

@@ -12,13 +12,13 @@ from aiohttp import web
 
 from swapserve.errors import SwapServeError
 from swapserve.router.headers import to_client
+from swapserve.router.tokens import TAIL, TokenCount
 
 SSE = "text/event-stream"
 SSE_HEADERS = {"Content-Type": SSE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = b"data: [DONE]\n\n"
 BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
 """Ends of an event. Source: the WHATWG HTML standard, server-sent events."""
-LONGEST_BOUNDARY = 4
 
 
 class ClientLeft(Exception):
@@ -51,6 +51,11 @@ class Downstream:
         self.bytes_out = 0
         self.first_at: float | None = None
         """Loop time of the first byte of the engine's answer."""
+        self.last_at: float | None = None
+        """Loop time of the last one so far."""
+        self.streamed = False
+        """Whether the engine's answer is a stream of events."""
+        self.tokens = TokenCount()
         self.status = 0
         self._request = request
         self._explain = explain
@@ -78,12 +83,13 @@ class Downstream:
             aiohttp.ClientError: the engine broke off.
         """
         content = upstream.content
+        self.streamed = _is_sse(upstream)
         chunk = await content.readany()
-        if self._opened_early and not _is_sse(upstream):
+        if self._opened_early and not self.streamed:
             await self._convert(upstream, chunk + await content.read())
             return
         if self.response is None:
-            self._sse = _is_sse(upstream)
+            self._sse = self.streamed
             await self._prepare(
                 web.StreamResponse(
                     status=upstream.status,
@@ -138,11 +144,13 @@ class Downstream:
             raise ClientLeft from error
 
     async def _pass(self, chunk: bytes) -> None:
+        self.last_at = asyncio.get_running_loop().time()
         if self.first_at is None:
-            self.first_at = asyncio.get_running_loop().time()
-        tail = chunk[-LONGEST_BOUNDARY:]
-        if len(tail) < LONGEST_BOUNDARY:
-            tail = (self._tail + tail)[-LONGEST_BOUNDARY:]
+            self.first_at = self.last_at
+        self.tokens.saw(self._tail, chunk)
+        tail = chunk[-TAIL:]
+        if len(tail) < TAIL:
+            tail = (self._tail + tail)[-TAIL:]
         self._tail = tail
         await self._send(chunk)
 

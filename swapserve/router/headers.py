@@ -27,8 +27,10 @@ NOT_TO_ENGINES = HOP_BY_HOP | {
     "expect",
     "host",
     "x-api-key",
+    "x-swapserve-deadline",
+    "x-swapserve-priority",
 }
-"""Besides: the client's secrets are ours, and its body may have been changed."""
+"""Besides: the client's secrets and wishes are ours, and its body may have been changed."""
 
 NOT_TO_CLIENTS = HOP_BY_HOP | {"date", "server", "set-cookie"}
 

@@ -25,6 +25,7 @@ from aiohttp import web
 from swapserve.errors import SwapServeError, UpstreamError
 from swapserve.events import BusEvent, RequestEnded
 from swapserve.ids import EngineName
+from swapserve.messages import Ask, Used
 from swapserve.router.admission import Admission, Lease, Place
 from swapserve.router.body import RequestBody
 from swapserve.router.downstream import ClientLeft, Downstream, Explain
@@ -37,7 +38,7 @@ REASON_GRACE_S = 0.5
 ATTEMPTS = 2
 CLIENT_LEFT = "client_left"
 SEED_BITS = 31
-SEEDED = frozenset({"/v1/chat/completions", "/v1/completions"})
+GENERATIVE = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Call:
     engine: EngineName
     path: str
     body: RequestBody
+    ask: Ask
 
 
 @dataclass(slots=True, eq=False)
@@ -173,7 +175,7 @@ class Proxy:
     async def _with_lease(
         self, request: web.Request, call: Call, down: Downstream, record: _Record
     ) -> None:
-        async with self._admission.lease(call.engine) as lease:
+        async with self._admission.lease(call.engine, call.ask) as lease:
             record.lease = lease
             beat = self._tasks.create_task(self._beat(down, lease)) if call.body.stream else None
             try:
@@ -211,6 +213,8 @@ class Proxy:
                 self._end(exchange)
                 raise
             self._upstreams.give(call.engine, exchange.wire)
+            if down.status < web.HTTPBadRequest.status_code:
+                lease.used = _used(call, down, lease)
             return
 
     def _begin(self, request: web.Request, call: Call, *, fresh: bool) -> Exchange:
@@ -310,6 +314,10 @@ class Proxy:
             bytes_out=down.bytes_out,
             bytes_in=call.body.size,
             prefix=call.body.prefix,
+            priority=call.ask.priority.name.lower(),
+            key=call.ask.key,
+            tokens_in=call.ask.tokens_in,
+            tokens_out=lease.used.tokens_out if lease is not None and lease.used else None,
         )
 
 
@@ -319,9 +327,28 @@ async def _head_or_lost(exchange: Exchange, lease: Lease) -> None:
     await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
 
 
+def _used(call: Call, down: Downstream, lease: Lease) -> Used:
+    """Return what an answer that was passed on to its end has taken of its engine.
+
+    A suspension within a part makes that part's time unknown: when exactly the engine stopped and
+    went on nobody here can tell.
+    """
+    prefill_s = decode_s = None
+    granted, first, last = lease.granted_at, down.first_at, down.last_at
+    if down.streamed and granted is not None and first is not None and last is not None:
+        prefill_s = None if lease.away(granted, first) else max(0.0, first - granted)
+        decode_s = None if lease.away(first, last) else last - first
+    return Used(
+        tokens_in=call.ask.tokens_in,
+        tokens_out=down.tokens.total(stream=down.streamed) if call.path in GENERATIVE else 0.0,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+    )
+
+
 def _body(call: Call, place: Place) -> bytes:
     seed = None
-    if place.fresh_seed and place.takes_seed and call.body.samples and call.path in SEEDED:
+    if place.fresh_seed and place.takes_seed and call.body.samples and call.path in GENERATIVE:
         seed = secrets.randbits(SEED_BITS)
     model = None if call.body.model == call.engine else str(call.engine)
     return call.body.rewritten(model=model, seed=seed)

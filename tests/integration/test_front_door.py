@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from swapserve.config.schema import ServerConfig
+from swapserve.config.schema import ApiKey, ServerConfig
 from swapserve.errors import EngineCrashed, QueueFull, StartFailed
 from swapserve.testing.engine import expected_tokens
 from tests.support.front_door import (
@@ -94,7 +94,7 @@ async def test_an_alias_is_replaced_by_the_name_that_the_engine_knows() -> None:
 
 
 async def test_secrets_and_hop_by_hop_headers_stay_here() -> None:
-    server = ServerConfig(api_keys=("k1",))
+    server = ServerConfig(api_keys=(ApiKey(secret="k1", name="a"),))
     async with fake_engine() as engine, front_door(engine.port, server=server) as door:
         sent = {
             "Authorization": "Bearer k1",
@@ -103,6 +103,8 @@ async def test_secrets_and_hop_by_hop_headers_stay_here() -> None:
             "Connection": "keep-alive, X-Hop",
             "X-Hop": "1",
             "X-Request-Id": "kept",
+            "x-swapserve-priority": "batch",
+            "x-swapserve-deadline": "60",
         }
         assert (await door.post(headers=sent)).status == 200
         seen = {
@@ -111,6 +113,7 @@ async def test_secrets_and_hop_by_hop_headers_stay_here() -> None:
         assert seen["x-request-id"] == "kept"
         assert seen["accept-encoding"] == "identity"
         assert not seen.keys() & {"authorization", "x-api-key", "cookie", "x-hop", "connection"}
+        assert not any(name.startswith("x-swapserve") for name in seen)
 
 
 async def test_a_golden_engine_gets_a_fresh_seed_for_sampled_requests_only() -> None:

@@ -19,7 +19,7 @@ from swapserve.config.schema import ModelConfig, ServerConfig
 from swapserve.errors import SwapServeError
 from swapserve.events import Bus, BusEvent, RequestEnded
 from swapserve.ids import DeviceName, EngineName, LeaseId
-from swapserve.messages import Event, LeaseEnded, LeaseRequested
+from swapserve.messages import Ask, Event, LeaseEnded, LeaseRequested, Used
 from swapserve.metrics import Metrics
 from swapserve.router.admission import Admission, Place
 from swapserve.router.proxy import Proxy
@@ -51,14 +51,18 @@ class ScriptedScheduler:
     waiting: list[LeaseId] = field(default_factory=list)
     granted: list[LeaseId] = field(default_factory=list)
     ended: list[LeaseId] = field(default_factory=list)
+    asks: list[Ask] = field(default_factory=list)
+    used: list[Used | None] = field(default_factory=list)
 
     def post(self, event: Event) -> None:
         match event:
-            case LeaseRequested(lease=lease):
+            case LeaseRequested(lease=lease, ask=ask):
                 self.waiting.append(lease)
+                self.asks.append(ask)
                 asyncio.get_running_loop().call_soon(self._decide, lease)
-            case LeaseEnded(lease=lease):
+            case LeaseEnded(lease=lease, used=used):
                 self.ended.append(lease)
+                self.used.append(used)
             case _:
                 raise AssertionError(event)
 
@@ -176,11 +180,18 @@ async def front_door(
     endpoints: Sequence[str] = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
     fresh_seed: bool = False,
     takes_seed: bool = False,
+    deadline_s: float | None = None,
 ) -> AsyncIterator[FrontDoor]:
     """Serve one engine on `port`."""
     server = server or ServerConfig(headers_after_s=0.05, keepalive_s=0.05)
     recipe = Recipe(name="fake", adapter="generic", argv=("x",), endpoints=tuple(endpoints))
-    model = ModelConfig(name=NAME, recipe=recipe, aliases=(ALIAS,), devices=(DeviceName("ram"),))
+    model = ModelConfig(
+        name=NAME,
+        recipe=recipe,
+        aliases=(ALIAS,),
+        devices=(DeviceName("ram"),),
+        deadline_s=deadline_s,
+    )
     places = {
         NAME: Place(host="127.0.0.1", port=port, fresh_seed=fresh_seed, takes_seed=takes_seed)
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from swapserve.config.schema import ServerConfig
+from swapserve.config.schema import ApiKey, ServerConfig
 from tests.support.front_door import ALIAS, NAME, FrontDoor, front_door
 
 pytestmark = pytest.mark.anyio
@@ -17,6 +17,10 @@ VALID = json.dumps({"model": ALIAS, "prompt": "x"}).encode()
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+def keys(*secrets: str) -> tuple[ApiKey, ...]:
+    return tuple(ApiKey(secret=one, name=f"key-{n}") for n, one in enumerate(secrets))
 
 
 async def error_of(
@@ -139,7 +143,7 @@ async def test_one_unknown_model_is_a_404() -> None:
 
 
 async def test_health_is_open_and_tells_versions() -> None:
-    server = ServerConfig(api_keys=("k",))
+    server = ServerConfig(api_keys=keys("k"))
     async with (
         front_door(NO_ENGINE, server=server) as door,
         door.client.get(f"{door.url}/health") as answer,
@@ -153,7 +157,7 @@ async def test_health_is_open_and_tells_versions() -> None:
     ("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/metrics")]
 )
 async def test_keys_are_asked_for_where_they_are_configured(method: str, path: str) -> None:
-    async with front_door(NO_ENGINE, server=ServerConfig(api_keys=("right", "other"))) as door:
+    async with front_door(NO_ENGINE, server=ServerConfig(api_keys=keys("right", "other"))) as door:
         for headers in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -172,7 +176,7 @@ async def test_keys_are_asked_for_where_they_are_configured(method: str, path: s
 
 
 async def test_an_admin_key_opens_the_metrics_but_not_the_models() -> None:
-    server = ServerConfig(api_keys=("user",), admin_keys=("admin",))
+    server = ServerConfig(api_keys=keys("user"), admin_keys=("admin",))
     headers = {"Authorization": "Bearer admin"}
     async with front_door(NO_ENGINE, server=server) as door:
         async with door.client.get(f"{door.url}/metrics", headers=headers) as answer:
@@ -220,3 +224,21 @@ async def test_a_stalled_upload_that_is_given_up_leaves_nothing() -> None:
         await writer.wait_closed()
         await asyncio.sleep(0.05)
         assert door.scheduler.waiting == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code", "says"),
+    [
+        ({"x-swapserve-priority": "high"}, 400, "invalid_request", "urgent, interactive, batch"),
+        ({"x-swapserve-deadline": "soon"}, 400, "invalid_request", "number of seconds"),
+        ({"x-swapserve-priority": "urgent"}, 403, "forbidden", "'key-0'"),
+    ],
+)
+async def test_a_wish_that_cannot_be_granted_says_where_and_what_to_do(
+    headers: dict[str, str], status: int, code: str, says: str
+) -> None:
+    sent = {"Authorization": "Bearer k", "Content-Type": "application/json", **headers}
+    async with front_door(NO_ENGINE, server=ServerConfig(api_keys=keys("k"))) as door:
+        error = await error_of(door, "POST", "/v1/completions", status, data=VALID, headers=sent)
+    assert (error["code"], error["param"]) == (code, next(iter(headers)) if status == 400 else None)
+    assert says in error["message"]

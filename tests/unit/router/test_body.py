@@ -100,6 +100,7 @@ def test_a_request_samples_unless_greedy_or_seeded(more: str, samples: bool) -> 
         (b'{"model": "a", "temperature": true}', "'temperature' must be"),
         (b'{"model": "a", "seed": 1.5}', "'seed' must be"),
         (b'{"model": ' + b"[" * 200_000, "nested too deeply"),
+        (b'{"model": "a", "max_tokens": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
 def test_a_body_that_cannot_be_understood_says_what_is_wrong(raw: bytes, says: str) -> None:
@@ -123,3 +124,46 @@ def test_prompts_have_prefixes_whatever_their_type() -> None:
     bodies = [b'"x"', b'["x", "y"]', b"[1, 2]", b"null"]
     found = {RequestBody(b'{"model": "m", "prompt": ' + one + b"}").prefix for one in bodies}
     assert len(found) == len(bodies)
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        ("", None),
+        (', "max_tokens": 7', 7),
+        (', "max_completion_tokens": 8', 8),
+        (', "max_tokens": 7, "max_completion_tokens": 8', 8),
+        (', "max_completion_tokens": null, "max_tokens": 7', 7),
+        (', "max_completion_tokens": "x", "max_tokens": 7', 7),
+        (', "max_tokens": 0', None),
+        (', "max_tokens": -1', None),
+        (', "max_tokens": true', None),
+        (', "max_tokens": 7.0', None),
+        (', "max_tokens": "7"', None),
+        (', "max_tokens": [7]', None),
+        (', "max_tokens": 5, "max_tokens": 6', 6),
+        (f', "max_tokens": {10**400}', 1 << 31),
+    ],
+)
+def test_the_longest_answer_is_read_where_it_can_be_understood(
+    fields: str, limit: int | None
+) -> None:
+    raw = f'{{"model": "a"{fields}}}'.encode()
+    read = RequestBody(raw)
+    assert read.tokens_max == limit
+    assert read.rewritten() == raw
+
+
+def test_the_prompt_s_length_is_estimated_from_the_body_s_size() -> None:
+    short = RequestBody(b'{"model": "a"}')
+    long = RequestBody(json.dumps({"model": "a", "prompt": "word " * 400}).encode())
+    assert short.tokens_in >= 1.0
+    assert 400 <= long.tokens_in <= 800
+
+
+@given(odd=VALUES)
+def test_odd_tiers_and_limits_are_left_to_the_engine(odd: object) -> None:
+    raw = json.dumps({"model": "a", "max_tokens": odd, "service_tier": odd}).encode()
+    read = RequestBody(raw)
+    assert read.tokens_max is None or read.tokens_max > 0
+    assert read.rewritten() == raw
