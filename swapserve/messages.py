@@ -12,10 +12,44 @@ from typing import Literal
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
-from swapserve.states import EngineState, Tier
+from swapserve.states import EngineState, Priority, Tier
 
 Footprint = Mapping[DeviceName, int]
 """Bytes by device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request asks of its engine, as far as the front door can tell."""
+
+    priority: Priority = Priority.INTERACTIVE
+    deadline_s: float | None = None
+    """Seconds after its arrival by which the answer must begin; None: no such wish."""
+    tokens_in: float = 1.0
+    """Length of its prompt, estimated from the body's size."""
+    tokens_max: int | None = None
+    """Longest answer that it allows."""
+    key: str = ""
+    """Name of the API key it came with; empty without keys."""
+    conversation: int = 0
+    """Hash of how its prompt begins; the next turn of a chat has the same. 0: unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """What a request that was answered to its end has taken, for predictions to learn from.
+
+    Times leave out the queue and every suspension; None: not known (no stream, or a suspension
+    fell into that part).
+    """
+
+    tokens_in: float
+    tokens_out: float
+    prefill_s: float | None
+    """From its grant to the first token."""
+    decode_s: float | None
+    """From the first token to the last."""
+
 
 Verb = Literal["swap_in", "swap_out", "start", "stop", "pin", "unpin"]
 """What an operator can ask for."""
@@ -48,6 +82,7 @@ class LeaseRequested:
 
     lease: LeaseId
     engine: EngineName
+    ask: Ask = field(default_factory=Ask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +90,8 @@ class LeaseEnded:
     """A request is over: answered, failed, refused or its client left (in any lease state)."""
 
     lease: LeaseId
+    used: Used | None = None
+    """Only of one that was answered to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +112,8 @@ class EngineLeft:
     seconds: float
     leases_lost: bool = False
     """Its process is gone for good, so suspended and active leases cannot continue."""
+    cache_kept: bool = False
+    """Whether what it has computed of prompts is still there when it comes back."""
     host_bytes: int = 0
     """What it now holds of its RAM device (host tier)."""
     residue: Footprint = field(default_factory=dict)
@@ -153,9 +192,16 @@ Event = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BringIn:
-    """Bring the engine onto its device: restore an image, or cold start."""
+    """Bring the engine onto its device, or only nearer to it.
+
+    `to` DEVICE: resume it, restore an image, or cold start; answered by `EngineReady`. `to` HOST
+    (one whose state is on disk, ahead of demand): restore the image and leave the engine
+    suspended, with its GPU state in host memory; answered by `EngineLeft` with tier HOST.
+    `TransitionFailed` answers either.
+    """
 
     engine: EngineName
+    to: Tier = Tier.DEVICE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +217,8 @@ class SwapOut:
     cause: str
     to: Tier
     """Highest tier it may go to: HOST only if RAM was reserved for all that it holds."""
+    cache_s: float = 0.0
+    """Seconds of prefill that its cache is expected to save, if it is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,15 +327,37 @@ class EngineSpec:
     ttl_s: float | None
     ram: DeviceName | None = None
     """Where its state rests in the host tier; None: it has no host tier."""
+    slots: int | None = None
+    """Requests that it answers at the same time; others wait here, not in it. None: no limit."""
+    queue_limit: int | None = None
+    """Requests that may wait for it; None: `Rules.queue_limit`."""
+    min_resident_s: float = 0.0
+    """Once brought in it stays at least so long, unless somebody has waited for `max_wait`."""
+    slo_ttft_s: float | None = None
+    """Time in which an interactive request for it should get its first token; None: the rules'."""
+    slo_itl_s: float | None = None
+    """Longest mean gap between tokens that a reader does not mind; None: the rules'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySpec:
-    """The knobs of the first policy."""
+class Rules:
+    """The figures that a policy works with, the same for every policy."""
 
-    busy: Literal["preempt", "drain"]
-    quantum_s: float
     max_wait_s: float
+    """A wish older than this comes before all others, and no quantum holds it up."""
     queue_limit: int
+    """Requests that may wait for one engine."""
     queue_timeout_s: float
     retry_backoff_s: float
+    quantum_s: float | None = None
+    """Least time a busy engine runs before it is preempted; None: from the cost of the swap."""
+    overhead_share: float = 0.2
+    """Share of a device's time that swaps under contention may take."""
+    queue_limit_total: int = 1_000_000
+    """Requests that may wait for all engines together."""
+    slo_ttft_s: float = 10.0
+    slo_itl_s: float = 0.2
+    look_ahead: bool = True
+    """Bring engines nearer before they are asked for, where memory is free."""
+    wall_offset_s: float = 0.0
+    """Unix time when the monotonic clock was zero: demand depends on the hour."""

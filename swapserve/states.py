@@ -1,6 +1,6 @@
 """Engine states, tiers and the legal changes between them (a leaf: imports nothing of ours)."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class EngineState(StrEnum):
@@ -57,3 +57,11 @@ OCCUPYING = frozenset(
     {_S.STARTING, _S.READY, _S.DRAINING, _S.SWAPPING_OUT, _S.SWAPPING_IN, _S.STOPPING}
 )
 """States in which an engine holds (or may hold) memory of its device."""
+
+
+class Priority(IntEnum):
+    """How urgent a request is; lower comes first."""
+
+    URGENT = 0
+    INTERACTIVE = 1
+    BATCH = 2

@@ -18,27 +18,43 @@ from swapserve.messages import (
     Footprint,
     GrantLease,
     LoseLease,
-    PolicySpec,
     RefuseLease,
     ResumeLease,
+    Rules,
     StopEngine,
     SuspendLease,
     SwapOut,
 )
 from swapserve.scheduler.demand import BRINGING_IN, MOVING, Engine, Lease, Since
 from swapserve.scheduler.groups import groups, uses
+from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.ledger import Ledger
-from swapserve.scheduler.policy import REFUSALS_MAX, backoff
+from swapserve.scheduler.overhead import Overhead
+from swapserve.scheduler.policies.base import Policy, View
 from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
+
+MAX_BACKOFF_S = 60.0
+HOLD_S = 10.0
+OVERHEAD_HORIZON = 20.0
+"""The share of time that swaps take is averaged over so many times `max_wait`."""
+REFUSALS_MAX = 5
+"""So many bring-ins refused in a row end the patience of those who wait for the engine."""
 
 
 class Board:
     """Engines, leases and ledger, and the effects of the event being handled."""
 
     def __init__(
-        self, devices: Iterable[DeviceSpec], engines: Iterable[EngineSpec], policy: PolicySpec
+        self,
+        devices: Iterable[DeviceSpec],
+        engines: Iterable[EngineSpec],
+        rules: Rules,
+        policy: Policy,
+        knowledge: Knowledge,
     ) -> None:
+        self.rules = rules
         self.policy = policy
+        self.knowledge = knowledge
         self.now = 0.0
         self.effects: list[Effect] = []
         self.shutting_down = False
@@ -55,9 +71,14 @@ class Board:
         """Engines whose place is not known yet; nothing is placed before it is zero."""
         self.dirty: dict[int, None] = {}
         """Groups to plan anew (a dict: the order of planning must be the same every time)."""
+        self.waiting = 0
+        """Leases that wait for any engine."""
         self._running_number = 0
         for spec in engines:
             self._add(spec)
+        horizon = OVERHEAD_HORIZON * rules.max_wait_s
+        self.overhead = {name: Overhead(horizon) for name in self.ledger.devices}
+        self.view = View(rules, knowledge, self.engines, self.overhead)
 
     def _add(self, spec: EngineSpec) -> None:
         group = next(i for i, tied in enumerate(self.groups) if spec.devices[0] in tied)
@@ -69,6 +90,11 @@ class Board:
         self.unseen += 1
 
     # ------------------------------------------------------------ small things
+
+    @property
+    def hold_s(self) -> float:
+        """For how long what an operator has just ordered stays as it is, in seconds."""
+        return HOLD_S if self.rules.quantum_s is None else self.rules.quantum_s
 
     def begin(self) -> Since:
         """Return the age of a wish that begins now."""
@@ -94,14 +120,27 @@ class Board:
     def grant(self, lease: Lease, engine: Engine) -> None:
         """Let a new or waiting request go to its engine."""
         lease.state = LeaseState.ACTIVE
+        lease.granted_at = lease.resumed_at = self.now
         engine.active[lease.id] = lease
+        engine.granted.append(self.now)
         self.effects.append(GrantLease(lease=lease.id))
+
+    def enqueue(self, lease: Lease, engine: Engine) -> None:
+        """Let a new request wait for its engine."""
+        engine.waiting.add(lease)
+        self.waiting += 1
+
+    def dequeue(self, lease: Lease, engine: Engine) -> None:
+        """Take a request out of the queue."""
+        engine.waiting.remove(lease)
+        self.waiting -= 1
 
     def refuse_waiting(self, engine: Engine, error: SwapServeError) -> None:
         """Refuse everyone who waits for the engine."""
-        for lease in engine.waiting.values():
+        for lease in engine.waiting:
             del self.leases[lease.id]
             self.effects.append(RefuseLease(lease=lease.id, error=error))
+        self.waiting -= len(engine.waiting)
         engine.waiting.clear()
 
     def lose_granted(self, engine: Engine, error: SwapServeError) -> None:
@@ -124,6 +163,7 @@ class Board:
         """Let suspended requests go on; `called`: the engine was brought in for them."""
         for lease in engine.suspended.values():
             lease.state = LeaseState.ACTIVE
+            lease.resumed_at = self.now
             lease.called = called
             engine.active[lease.id] = lease
             self.effects.append(ResumeLease(lease=lease.id))
@@ -131,12 +171,14 @@ class Board:
         engine.suspended.clear()
 
     def grant_waiting(self, engine: Engine, *, called: bool) -> None:
-        """Grant everyone who waits, in order; `called`: it was brought in for them."""
-        for lease in engine.waiting.values():
+        """Grant who waits, as far as the engine has slots; `called`: it was brought in for them."""
+        over_age = self.now - self.rules.max_wait_s
+        while engine.waiting and engine.has_slot:
+            lease = engine.waiting.first(over_age)
+            self.dequeue(lease, engine)
             lease.called = called
+            engine.callers += called
             self.grant(lease, engine)
-        engine.callers += len(engine.waiting) if called else 0
-        engine.waiting.clear()
 
     # ------------------------------------------------------------------- bytes
 
@@ -149,7 +191,7 @@ class Board:
         if engine.state is EngineState.STOPPING:
             return self.held(engine, device)
         if device == engine.spec.ram:  # kept until it serves again, or goes on to disk
-            goes = engine.state in BRINGING_IN or (
+            goes = (engine.state in BRINGING_IN and not engine.promoting) or (
                 engine.state is EngineState.SWAPPING_OUT and engine.bound_for is not Tier.HOST
             )
             return self.held(engine, device) if goes else 0
@@ -160,7 +202,7 @@ class Board:
         ram = engine.spec.ram
         if ram is None or (engine.parked and engine.out_failures):
             return Tier.DISK  # that way has just freed nothing
-        more = self._host_size(engine) - self.held(engine, ram)
+        more = self.host_size(engine) - self.held(engine, ram)
         return Tier.HOST if self.ledger.room(ram) >= max(0, more) else Tier.DISK
 
     def survives(self, engine: Engine, *, to_disk: bool = False) -> bool:
@@ -168,7 +210,8 @@ class Board:
         kept = engine.can_dump or (not to_disk and self.tier_below(engine) is Tier.HOST)
         return engine.can_preempt and kept
 
-    def _host_size(self, engine: Engine) -> int:
+    def host_size(self, engine: Engine) -> int:
+        """Return the bytes of RAM to promise it for the host tier."""
         held = sum(self.held(engine, device) for device in uses(engine.spec))
         return max(held, engine.host_measured)
 
@@ -203,9 +246,19 @@ class Board:
         cold = engine.tier is Tier.NONE
         self._become(engine, EngineState.STARTING if cold else EngineState.SWAPPING_IN, "bring in")
         self.ledger.reserve(engine.name, sizes)
+        engine.bound_for = Tier.DEVICE
         engine.moves_on = self.exclusive.intersection(engine.spec.devices)
         engine.preload = False
         self.effects.append(BringIn(engine=engine.name))
+
+    def promote(self, engine: Engine) -> None:
+        """Reserve RAM for an engine whose state is on disk, and start to bring it there."""
+        assert engine.spec.ram is not None
+        self._become(engine, EngineState.SWAPPING_IN, "promote")
+        self.ledger.reserve(engine.name, {engine.spec.ram: self.host_size(engine)})
+        engine.bound_for = Tier.HOST
+        engine.moves_on = frozenset()
+        self.effects.append(BringIn(engine=engine.name, to=Tier.HOST))
 
     def swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
         """Suspend what runs on the engine and move it off its devices, or further down.
@@ -215,12 +268,13 @@ class Board:
         touched = self.touched(engine)
         engine.bound_for = Tier.DISK if to_disk else self.tier_below(engine)
         if engine.bound_for is Tier.HOST and engine.spec.ram is not None:
-            self.ledger.reserve(engine.name, {engine.spec.ram: self._host_size(engine)})
+            self.ledger.reserve(engine.name, {engine.spec.ram: self.host_size(engine)})
         self._become(engine, EngineState.SWAPPING_OUT, cause)
         engine.moves_on = touched
         if engine.active:
             engine.idle_since = self.now
         for lease in engine.active.values():
+            lease.ran_s = lease.ran(self.now)
             lease.state = LeaseState.SUSPENDED
             lease.called = False
             lease.since = self.begin()
@@ -234,6 +288,7 @@ class Board:
                 in_flight=len(engine.suspended),
                 cause=cause,
                 to=engine.bound_for,
+                cache_s=self.knowledge.caches.worth_s(engine.name, self.now),
             )
         )
 
@@ -261,7 +316,7 @@ class Board:
     def fail_in(self, engine: Engine, error: SwapServeError, *, refusing: bool) -> None:
         """Count a failed start or a crash and pause before the next try."""
         engine.failures += 1
-        engine.retry_at = self.now + backoff(self.policy, engine.failures)
+        engine.retry_at = self.now + self._backoff(engine.failures)
         engine.refusing = refusing
         engine.last_error = error
 
@@ -271,7 +326,7 @@ class Board:
         Who waits goes on waiting, until it has been refused too often.
         """
         engine.refusals += 1
-        engine.retry_at = self.now + backoff(self.policy, engine.refusals)
+        engine.retry_at = self.now + self._backoff(engine.refusals)
         engine.refusing = False
         engine.last_error = error
         if engine.refusals >= REFUSALS_MAX:
@@ -284,7 +339,11 @@ class Board:
     def fail_out(self, engine: Engine) -> None:
         """Count a failed departure; until the pause is over it is nobody's victim."""
         engine.out_failures += 1
-        engine.out_retry_at = self.now + backoff(self.policy, engine.out_failures)
+        engine.out_retry_at = self.now + self._backoff(engine.out_failures)
+
+    def _backoff(self, failures: int) -> float:
+        """Return the pause after so many failures in a row, in seconds."""
+        return min(MAX_BACKOFF_S, self.rules.retry_backoff_s * 2.0 ** min(failures - 1, 30))
 
     def forgive(self, engine: Engine) -> None:
         """Forget failures to bring it in."""
@@ -297,3 +356,5 @@ class Board:
         if new not in TRANSITIONS[engine.state]:
             raise IllegalTransition(engine.name, engine.state, new, cause)
         engine.state = new
+        if new in MOVING:
+            engine.moving_since = self.now

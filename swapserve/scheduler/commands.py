@@ -57,7 +57,7 @@ def refuse_starts(board: Board, engine: Engine) -> None:
 
 def _join(board: Board, engine: Engine, command: CommandId, verb: Verb) -> bool:
     """Let the transition under way answer the command, if that is what it asks for."""
-    if verb in {"swap_in", "start"} and engine.state in BRINGING_IN:
+    if verb in {"swap_in", "start"} and engine.state in BRINGING_IN and not engine.promoting:
         engine.ins.append(command)
     elif verb == "swap_out" and engine.state is EngineState.SWAPPING_OUT:
         engine.outs.append(command)

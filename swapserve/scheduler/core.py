@@ -10,10 +10,7 @@ from functools import partial
 from typing import Any
 
 from swapserve.errors import (
-    EngineUnavailable,
     ModelNotFound,
-    QueueFull,
-    QueueTimeout,
     ShuttingDown,
     SwapServeError,
 )
@@ -31,19 +28,25 @@ from swapserve.messages import (
     FootprintMeasured,
     LeaseEnded,
     LeaseRequested,
-    PolicySpec,
     RefuseLease,
+    Rules,
     SetTimer,
     ShutdownAsked,
     Tick,
     TransitionFailed,
+    Used,
 )
 from swapserve.scheduler import commands, transitions
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import MOVING, Engine, Lease
+from swapserve.scheduler.demand import Engine, Lease
+from swapserve.scheduler.door import Door
+from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.ledger import Account
 from swapserve.scheduler.placement import place
-from swapserve.states import EngineState, LeaseState
+from swapserve.scheduler.policies.adaptive import Adaptive
+from swapserve.scheduler.policies.base import Policy
+from swapserve.scheduler.waits import predicted_wait
+from swapserve.states import EngineState, LeaseState, Priority
 
 
 class Core:
@@ -55,10 +58,16 @@ class Core:
     """
 
     def __init__(
-        self, devices: Iterable[DeviceSpec], engines: Iterable[EngineSpec], policy: PolicySpec
+        self,
+        devices: Iterable[DeviceSpec],
+        engines: Iterable[EngineSpec],
+        rules: Rules,
+        policy: Policy | None = None,
+        knowledge: Knowledge | None = None,
     ) -> None:
-        self._board = Board(devices, engines, policy)
-        self._policy = policy
+        self.knowledge = knowledge or Knowledge(rules.wall_offset_s)
+        self._board = Board(devices, engines, rules, policy or Adaptive(), self.knowledge)
+        self._door = Door(self._board)
         self._timer: float | None = None
         self._wakes: dict[int, float | None] = {}
         self._contended: set[int] = set()
@@ -84,7 +93,7 @@ class Core:
             now: monotonic seconds; never less than in the call before.
         """
         board = self._board
-        board.now = now
+        board.now = board.view.now = now
         board.effects = []
         self._handlers[type(event)](event)
         if board.dirty:
@@ -97,6 +106,15 @@ class Core:
         """Return how many leases are active, waiting and suspended."""
         found = self._board.engines[engine]
         return len(found.active), len(found.waiting), len(found.suspended)
+
+    def predicted_wait(self, engine: EngineName) -> float:
+        """Return the seconds that a new request would wait for it, as expected now."""
+        return predicted_wait(self._board, self._board.engines[engine])
+
+    def queued(self, engine: EngineName) -> dict[Priority, int]:
+        """Return how many leases of each priority wait for it."""
+        waiting = self._board.engines[engine].waiting
+        return {priority: waiting.size(priority) for priority in Priority}
 
     def pinned(self, engine: EngineName) -> bool:
         """Return whether the engine is never a victim."""
@@ -127,61 +145,56 @@ class Core:
         if engine is None:
             self._refuse(event, ModelNotFound(event.engine))
             return
-        error = self._unwelcome(engine)
+        error = self._door.unwelcome(engine, event.ask)
         if error is not None:
             self._refuse(event, error)
             return
-        lease = Lease(event.lease, engine.name, board.begin())
+        self.knowledge.arrivals.arrived(engine.name, board.now)
+        engine.ahead = False
+        lease = Lease(event.lease, engine.name, board.begin(), event.ask, board.now)
         board.leases[lease.id] = lease
-        if engine.state is EngineState.READY:
+        if engine.state is EngineState.READY and engine.has_slot:
             board.grant(lease, engine)
             return
-        if not engine.waiting:
+        # Another one in the same line changes nothing; a more urgent one may.
+        if not engine.waiting.size(event.ask.priority):
             board.touch(engine)
-        engine.waiting[lease.id] = lease
+        board.enqueue(lease, engine)
+        self._ring_by(self._door.watch(lease))
 
     def _refuse(self, event: LeaseRequested, error: SwapServeError) -> None:
         self._board.effects.append(RefuseLease(lease=event.lease, error=error))
 
-    def _unwelcome(self, engine: Engine) -> SwapServeError | None:
-        """Return why a new request is refused at once, or None."""
-        if self._board.shutting_down:
-            return ShuttingDown()
-        if engine.held:
-            return EngineUnavailable(engine.name, f"'{engine.name}' was stopped by an operator.")
-        if engine.state is EngineState.READY:
-            return None
-        pause = engine.retry_at - self._board.now
-        if engine.refusing and pause > 0 and engine.state not in MOVING:
-            return EngineUnavailable(
-                engine.name,
-                f"'{engine.name}' could not be brought up and will be tried again in"
-                f" {pause:.1f} s. Last error: {engine.last_error}",
-            )
-        if len(engine.waiting) >= self._policy.queue_limit:
-            return QueueFull(engine.name, self._policy.queue_limit)
-        return None
-
     def _lease_ended(self, event: LeaseEnded) -> None:
-        lease = self._board.leases.pop(event.lease, None)
+        board = self._board
+        lease = board.leases.pop(event.lease, None)
         if lease is None:  # it crossed with our own refusal or loss
             return
-        engine = self._board.engines[lease.engine]
+        engine = board.engines[lease.engine]
         match lease.state:
             case LeaseState.WAITING:
-                oldest = next(iter(engine.waiting)) == lease.id
-                del engine.waiting[lease.id]
-                if oldest:
-                    self._board.touch(engine)
+                was = engine.calling()
+                board.dequeue(lease, engine)
+                if engine.calling() != was or not engine.waiting.size(lease.ask.priority):
+                    board.touch(engine)
             case LeaseState.SUSPENDED:
                 del engine.suspended[lease.id]
-                self._board.touch(engine)
+                board.touch(engine)
             case _:
+                if event.used is not None:
+                    self._learn(lease, event.used)
                 del engine.active[lease.id]
                 self._active_ended(engine, lease)
 
+    def _learn(self, lease: Lease, used: Used) -> None:
+        now = self._board.now
+        self.knowledge.service.ended(lease.engine, lease.ask, used, lease.ran(now))
+        self.knowledge.caches.served(lease.engine, lease.ask, used, now)
+
     def _active_ended(self, engine: Engine, lease: Lease) -> None:
         engine.callers -= lease.called
+        if engine.state is EngineState.READY and engine.waiting:
+            self._board.grant_waiting(engine, called=False)
         if engine.idle:
             engine.idle_since = self._board.now
             engine.guard_until = 0.0
@@ -189,11 +202,12 @@ class Core:
             if engine.idle or (lease.called and not engine.callers):
                 self._board.touch(engine)
         elif engine.idle and engine.spec.ttl_s is not None and not engine.pinned:
-            self._ring_by(engine, self._board.now + engine.spec.ttl_s)
+            due = self._board.now + engine.spec.ttl_s
+            wake = self._wakes.get(engine.group)
+            self._wakes[engine.group] = due if wake is None else min(wake, due)
+            self._ring_by(due)
 
-    def _ring_by(self, engine: Engine, time: float) -> None:
-        wake = self._wakes.get(engine.group)
-        self._wakes[engine.group] = time if wake is None else min(wake, time)
+    def _ring_by(self, time: float) -> None:
         if self._timer is None or time < self._timer:
             self._set_timer(time)
 
@@ -223,33 +237,14 @@ class Core:
 
     def _plan(self) -> None:
         board = self._board
-        heads = self._expire_waiting()
+        next_refusal = self._door.expire()
         if not board.unseen:
             for group in tuple(board.dirty):
                 self._wakes[group], pending = place(board, group)
                 (self._contended.add if pending else self._contended.discard)(group)
         board.dirty.clear()
-        deadlines = [wake for wake in (heads, *self._wakes.values()) if wake is not None]
+        deadlines = [wake for wake in (next_refusal, *self._wakes.values()) if wake is not None]
         self._set_timer(min(deadlines, default=None))
-
-    def _expire_waiting(self) -> float | None:
-        """Refuse who waited too long; return when the next wait becomes too long."""
-        board = self._board
-        limit = self._policy.queue_timeout_s
-        heads: list[float] = []
-        for engine in board.engines.values():
-            while engine.waiting:
-                lease = next(iter(engine.waiting.values()))
-                if lease.since[0] + limit > board.now:
-                    heads.append(lease.since[0] + limit)
-                    break
-                del engine.waiting[lease.id], board.leases[lease.id]
-                waited = board.now - lease.since[0]
-                board.effects.append(
-                    RefuseLease(lease=lease.id, error=QueueTimeout(engine.name, waited))
-                )
-                board.touch(engine)
-        return min(heads, default=None)
 
     def _set_timer(self, at: float | None) -> None:
         if at != self._timer:

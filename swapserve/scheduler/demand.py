@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
-from swapserve.messages import EngineSpec, Footprint, Verb
-from swapserve.states import EngineState, LeaseState, Tier
+from swapserve.messages import Ask, EngineSpec, Footprint, Verb
+from swapserve.states import EngineState, LeaseState, Priority, Tier
 
 BRINGING_IN = frozenset({EngineState.STARTING, EngineState.SWAPPING_IN})
 LEAVING = frozenset({EngineState.SWAPPING_OUT, EngineState.STOPPING})
@@ -20,6 +20,11 @@ Since = tuple[float, int]
 """When a wish began, and a running number that orders wishes of the same moment."""
 
 
+GROUP_MAX = 8
+"""Requests of a resident engine that may overtake a wish of another. Source: Aegaeon (SOSP'25)
+groups the arrivals of one model in prefill by at most eight."""
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """One request, from queueing to its last byte."""
@@ -28,9 +33,73 @@ class Lease:
     engine: EngineName
     since: Since
     """Start of its present wait: its arrival, or its suspension."""
+    ask: Ask
+    arrived: float
     state: LeaseState = LeaseState.WAITING
     called: bool = False
     """It is one of those for whom the engine was last brought in."""
+    granted_at: float = 0.0
+    """When its engine began to answer it."""
+    ran_s: float = 0.0
+    """How long it ran before `resumed_at`."""
+    resumed_at: float = 0.0
+    """When its engine last began or went on to answer it."""
+
+    def ran(self, now: float) -> float:
+        """Return for how long its engine has been answering it, suspensions left out."""
+        return self.ran_s + (now - self.resumed_at if self.state is LeaseState.ACTIVE else 0.0)
+
+
+class Queue:
+    """Who waits for one engine: in order of arrival within each priority."""
+
+    __slots__ = ("_lines", "_size")
+
+    def __init__(self) -> None:
+        self._lines: tuple[OrderedDict[LeaseId, Lease], ...] = tuple(
+            OrderedDict() for _ in Priority
+        )
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Lease]:
+        """Iterate in the order of priority, then of arrival."""
+        for line in self._lines:
+            yield from line.values()
+
+    def add(self, lease: Lease) -> None:
+        """Put it at the end of its line."""
+        self._lines[lease.ask.priority][lease.id] = lease
+        self._size += 1
+
+    def remove(self, lease: Lease) -> None:
+        """Take it out, wherever it stands."""
+        del self._lines[lease.ask.priority][lease.id]
+        self._size -= 1
+
+    def clear(self) -> None:
+        """Send everybody away."""
+        for line in self._lines:
+            line.clear()
+        self._size = 0
+
+    def heads(self) -> Iterator[Lease]:
+        """Iterate over the oldest of each priority, the most urgent priority first."""
+        for line in self._lines:
+            if line:
+                yield next(iter(line.values()))
+
+    def size(self, priority: Priority) -> int:
+        """Return how many of that priority wait."""
+        return len(self._lines[priority])
+
+    def first(self, over_age_before: float) -> Lease:
+        """Return who is next: the oldest of those who came before that time, else by priority."""
+        heads = tuple(self.heads())
+        oldest = min(heads, key=lambda lease: lease.since)
+        return oldest if oldest.since[0] <= over_age_before else heads[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +114,7 @@ class Engine:
     tier: Tier = Tier.NONE
     """Where its state rests; during a transition, where it rested before."""
     bound_for: Tier = Tier.NONE
-    """The tier that the swap out under way may go to."""
+    """The tier that the move under way goes to."""
     moves_on: frozenset[DeviceName] = frozenset()
     """Exclusive devices that the transition under way touches."""
     seen: bool = False
@@ -53,17 +122,23 @@ class Engine:
     can_dump: bool = True
     pinned: bool = False
     preload: bool = False
+    ahead: bool = False
+    """It was brought nearer before anybody asked for it, and nobody has since."""
     measured: dict[DeviceName, int] = field(default_factory=dict)
     """Most bytes ever measured, on each of its devices."""
     host_measured: int = 0
     """Most bytes that its state ever took in the host tier."""
 
-    waiting: OrderedDict[LeaseId, Lease] = field(default_factory=OrderedDict)
+    waiting: Queue = field(default_factory=Queue)
     active: dict[LeaseId, Lease] = field(default_factory=dict)
     suspended: OrderedDict[LeaseId, Lease] = field(default_factory=OrderedDict)
     callers: int = 0
     """Active leases for whom it was brought in."""
 
+    granted: deque[float] = field(default_factory=lambda: deque(maxlen=GROUP_MAX))
+    """When the last requests were granted, oldest first."""
+    moving_since: float = 0.0
+    """Start of the transition under way."""
     ready_since: float = 0.0
     idle_since: float = 0.0
     guard_until: float = 0.0
@@ -107,6 +182,11 @@ class Engine:
         return not self.active
 
     @property
+    def promoting(self) -> bool:
+        """Whether it is on the way from disk to host memory, and no further."""
+        return self.state is EngineState.SWAPPING_IN and self.bound_for is Tier.HOST
+
+    @property
     def parked(self) -> bool:
         """Whether it is off its devices, or on the way further down from there."""
         lowering = self.state is EngineState.SWAPPING_OUT and self.tier is not Tier.DEVICE
@@ -128,12 +208,19 @@ class Engine:
     def calling(self) -> Since | None:
         """Return since when somebody wants it on its device (None: nobody does)."""
         oldest = self.ins_since if self.ins else None
-        for queue in (self.waiting, self.suspended):
-            if queue:
-                head = next(iter(queue.values())).since
-                if oldest is None or head < oldest:
-                    oldest = head
+        for lease in self.waiting.heads():
+            if oldest is None or lease.since < oldest:
+                oldest = lease.since
+        if self.suspended:
+            head = next(iter(self.suspended.values())).since
+            if oldest is None or head < oldest:
+                oldest = head
         return oldest
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it may be given one more request."""
+        return self.spec.slots is None or len(self.active) < self.spec.slots
 
     def leases(self) -> Iterator[Lease]:
         """Iterate over a copy of the leases that have been granted, running ones first."""

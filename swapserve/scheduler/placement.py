@@ -1,6 +1,6 @@
 """Who comes onto the devices of one group, who leaves them, and when to look again. Pure.
 
-A plan is made afresh from the present demand, oldest wish first, so nothing planned can be out
+A plan is made afresh from the present demand, in the policy's order, so nothing planned can be out
 of date: if the client that called for an engine leaves, its claim and the drain of its victim are
 gone with the next plan. Only transitions that have begun stay.
 
@@ -20,12 +20,13 @@ from collections.abc import Iterable, Sequence
 from swapserve.ids import DeviceName
 from swapserve.messages import Footprint
 from swapserve.scheduler import commands
+from swapserve.scheduler.ahead import ahead
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine, Since
+from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine
 from swapserve.scheduler.needs import capacity_error, needed
-from swapserve.scheduler.policy import Candidate, choose, over_age_at, preempts, spared
-from swapserve.scheduler.victims import candidates, hopeful
-from swapserve.states import EngineState
+from swapserve.scheduler.policies.base import NEVER, Wish
+from swapserve.scheduler.victims import Candidate, candidates, choose, hopeful, spared
+from swapserve.states import EngineState, Tier
 
 
 def place(board: Board, group: int) -> tuple[float | None, bool]:
@@ -43,6 +44,7 @@ class _Plan:
 
     def __init__(self, board: Board, group: int) -> None:
         self.board = board
+        self.group = group
         self.devices = board.groups[group]
         self.engines = board.by_group[group]
         self.wake: float | None = None
@@ -65,16 +67,17 @@ class _Plan:
         if self.board.shutting_down:
             self._open_spared()
             return None, False
+        self._count_contenders()
         self._pay_debts()
-        for engine, since in self._wishes():
+        for engine, wish in self._wishes():
             if engine.state not in AWAY:
-                continue  # an older wish has just made this one leave, broken or parked as it was
+                continue  # another wish has just made this one leave, broken or parked as it was
             devices = engine.spec.devices
-            if not self.blocked.isdisjoint(devices) or not self._serve(engine, since):
+            if not self.blocked.isdisjoint(devices) or not self._serve(engine, wish):
                 self.blocked.update(devices)
         self._open_spared()
         self._expire_idle()
-        self._preload()
+        self._look_ahead()
         return self.wake, self.pending
 
     def _look_at(self, time: float) -> None:
@@ -112,9 +115,18 @@ class _Plan:
 
     # ------------------------------------------------------------------ coming
 
-    def _wishes(self) -> list[tuple[Engine, Since]]:
-        """Return who wants to come in and may, oldest wish first."""
+    def _count_contenders(self) -> None:
+        contenders = dict.fromkeys(self.devices, 0)
+        for engine in self.engines:
+            if engine.active or engine.calling() is not None:
+                for device in engine.spec.devices:
+                    contenders[device] += 1
+        self.board.view.contenders = contenders
+
+    def _wishes(self) -> list[tuple[Engine, Wish]]:
+        """Return who wants to come in and may, in the policy's order."""
         wishes = []
+        policy, view = self.board.policy, self.board.view
         for engine in self.engines:
             since = engine.calling()
             if engine.state not in AWAY or since is None:
@@ -123,8 +135,10 @@ class _Plan:
             if not_before > self.board.now:
                 self._look_at(not_before)
             elif self._can_fit(engine):
-                wishes.append((engine, since))
-        return sorted(wishes, key=lambda wish: wish[1])
+                wish = Wish(since, engine)
+                wishes.append((policy.urgency(view, wish), since, engine, wish))
+        wishes.sort(key=lambda one: one[:2])
+        return [(engine, wish) for _, _, engine, wish in wishes]
 
     def _can_fit(self, engine: Engine) -> bool:
         error = capacity_error(self.board, engine)
@@ -134,7 +148,7 @@ class _Plan:
         self.board.answer(engine.ins, error)
         return bool(engine.suspended)
 
-    def _serve(self, engine: Engine, since: Since) -> bool:
+    def _serve(self, engine: Engine, wish: Wish) -> bool:
         """Bring the engine in or make room for it; False if younger wishes must stand back."""
         board = self.board
         sizes = needed(board, engine)
@@ -155,8 +169,8 @@ class _Plan:
             if size > max(0, self.soon[device])
         }
         if short:
-            found = candidates(board, self.chosen, short, since, engine)
-            made = self._make_room(found, short, since, f"room for {engine.name}")
+            found = candidates(board, self.chosen, short, wish)
+            made = self._make_room(found, short, f"room for {engine.name}")
             if made is None:
                 return True
             if not made:
@@ -181,19 +195,32 @@ class _Plan:
             self.room[device] = room - claims[device]
         self.board.ledger.claim(engine.name, claims)
 
-    def _preload(self) -> None:
-        """Bring in preload engines while that costs nobody anything."""
-        for engine in self.engines:
-            if engine.state not in AWAY:
-                engine.preload = False
-            if not engine.preload:
+    def _look_ahead(self) -> None:
+        """Bring engines nearer that nobody has asked for yet, while that costs nobody anything."""
+        wanted, again = ahead(self.board, self.board.view, self.group)
+        if again is not None:
+            self._look_at(again)
+        for engine, tier in wanted:
+            if tier is Tier.HOST:
+                self._promote(engine)
                 continue
             sizes = needed(self.board, engine)
             if self._has_room(engine, sizes):
                 if self._take_turn(sizes):
+                    engine.ahead = not engine.preload
                     self._bring_in(engine, sizes)
             elif not self._somebody_comes(engine.spec.devices):
                 engine.preload = False
+
+    def _promote(self, engine: Engine) -> None:
+        ram = engine.spec.ram
+        if ram is None or ram in self.blocked:
+            return
+        before = self.board.ledger.room(ram)
+        if self.room[ram] < self.board.host_size(engine):
+            return
+        self.board.promote(engine)
+        self.room[ram] += self.board.ledger.room(ram) - before
 
     def _has_room(self, engine: Engine, sizes: Footprint) -> bool:
         fits = all(self.room[device] >= size for device, size in sizes.items())
@@ -210,15 +237,13 @@ class _Plan:
 
     # ----------------------------------------------------------------- leaving
 
-    def _make_room(
-        self, found: Sequence[Candidate], short: Footprint, since: Since, cause: str
-    ) -> bool | None:
+    def _make_room(self, found: Sequence[Candidate], short: Footprint, cause: str) -> bool | None:
         """Make victims leave. False: time will let enough of them go. None: it will not."""
         usual = [one for one in found if not spared(one.engine)]
         for those in (usual, found):
             victims = choose(those, short, self.board.now)
             if victims:
-                self._make_leave(victims, since, cause)
+                self._make_leave(victims, cause)
                 return True
             if hopeful(self.board, those, short):
                 self._look_again_for(those)
@@ -228,10 +253,10 @@ class _Plan:
 
     def _look_again_for(self, those: Iterable[Candidate]) -> None:
         for candidate in those:
-            if candidate.from_time > self.board.now:
-                self._look_at(candidate.from_time)
+            if candidate.at > self.board.now:
+                self._look_at(candidate.at)
 
-    def _make_leave(self, victims: Iterable[Candidate], since: Since, cause: str) -> None:
+    def _make_leave(self, victims: Iterable[Candidate], cause: str) -> None:
         """Let each leave as soon as it is its turn; until then it is nobody else's victim."""
         board = self.board
         for victim in victims:
@@ -243,14 +268,14 @@ class _Plan:
             if engine.state is EngineState.FAILED:
                 if self._take_turn(board.touched(engine)):
                     board.stop(engine, cause)
-            elif not busy or self._interrupts(victim, since):
+            elif not busy or self._interrupts(victim):
                 self._swap_out(engine, cause, to_disk=victim.to_disk)
             else:
-                self._drain(engine, since)
+                self._drain(victim)
 
-    def _interrupts(self, victim: Candidate, since: Since) -> bool:
+    def _interrupts(self, victim: Candidate) -> bool:
         """Return whether a victim with requests inside goes now, and they survive it."""
-        wanted = victim.engine.parked or preempts(self.board.policy, since, self.board.now)
+        wanted = victim.engine.parked or victim.cut_at <= self.board.now
         return wanted and self.board.survives(victim.engine, to_disk=victim.to_disk)
 
     def _swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
@@ -262,26 +287,26 @@ class _Plan:
         if ram is not None:
             self.room[ram] += self.board.ledger.room(ram) - before
 
-    def _drain(self, engine: Engine, since: Since) -> None:
+    def _drain(self, victim: Candidate) -> None:
+        engine = victim.engine
         if engine.state is EngineState.READY:
             self.board.drain(engine)
-        over_age = over_age_at(self.board.policy, since)
-        if engine.can_preempt and over_age > self.board.now:
-            self._look_at(over_age)
+        if engine.can_preempt and self.board.now < victim.cut_at < NEVER:
+            self._look_at(victim.cut_at)
 
     def _pay_debts(self) -> None:
         """Make others leave while measured use is beyond a device's size."""
-        since = (self.board.now, 0)
+        wish = Wish((self.board.now, 0))
         for device in self.devices:
             debt = -self.room[device] - self.soon[device]
             if debt > 0:
                 self.pending = True
                 found = [
                     one
-                    for one in candidates(self.board, self.chosen, {device: debt}, since, None)
+                    for one in candidates(self.board, self.chosen, {device: debt}, wish)
                     if one.engine.parked or not self.board.ledger.excess(device, one.engine.name)
                 ]
-                self._make_room(found, {device: debt}, since, "overcommitted")
+                self._make_room(found, {device: debt}, "overcommitted")
 
     def _open_spared(self) -> None:
         for engine in self.engines:

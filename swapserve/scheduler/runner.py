@@ -33,11 +33,11 @@ from swapserve.states import Tier
 class EnginePort(Protocol):
     """Begins transitions; their outcome comes back through `Runner.post`. Nothing here blocks."""
 
-    def bring_in(self, engine: EngineName) -> None:
-        """Restore the engine or cold start it."""
+    def bring_in(self, engine: EngineName, to: Tier) -> None:
+        """Restore the engine or cold start it; `to` HOST: restore it to host memory only."""
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
-        """Move it off its devices to that tier at most, with so many requests inside."""
+    def swap_out(self, order: SwapOut) -> None:
+        """Move it off its devices, or further down."""
 
     def stop(self, engine: EngineName) -> None:
         """End its process."""
@@ -142,9 +142,9 @@ class Runner:
             case GrantLease() | RefuseLease() | SuspendLease() | ResumeLease() | LoseLease():
                 self._tell(effect)
             case BringIn():
-                self._engines.bring_in(effect.engine)
+                self._engines.bring_in(effect.engine, effect.to)
             case SwapOut():
-                self._engines.swap_out(effect.engine, effect.in_flight, effect.cause, effect.to)
+                self._engines.swap_out(effect)
             case StopEngine():
                 self._engines.stop(effect.engine)
             case Drain():

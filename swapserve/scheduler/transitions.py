@@ -70,15 +70,17 @@ def ready(board: Board, event: EngineReady) -> None:
     """Take in that a bring-in succeeded, or that a swap-out was given up."""
     engine = board.engines[event.engine]
     # One that was on its way from the host tier further down has no room on its devices.
-    if engine.state not in BRINGING_IN | {EngineState.SWAPPING_OUT} or engine.parked:
+    comes = engine.state in BRINGING_IN and not engine.promoting
+    if not (comes or engine.state is EngineState.SWAPPING_OUT) or engine.parked:
         raise IllegalTransition(engine.name, engine.state, EngineState.READY, "engine ready")
     engine.measure(event.footprint)
     board.ledger.commit(
         engine.name, {device: _use(board, engine, device) for device in engine.spec.devices}
     )
     _leave_ram(board, engine)
-    brought = engine.state in BRINGING_IN
+    brought = comes
     if brought:
+        _came(board, engine, event.seconds)
         board.forgive(engine)
         engine.ready_since = board.now
         engine.out_failures = 0
@@ -87,6 +89,27 @@ def ready(board: Board, event: EngineReady) -> None:
         board.fail_out(engine)
         board.answer(engine.outs, EngineUnavailable(engine.name, "The swap-out was given up."))
     _serve_again(board, engine, brought=brought)
+
+
+def _came(board: Board, engine: Engine, seconds: float) -> None:
+    """Learn what a bring-in has cost."""
+    if engine.tier is not Tier.DEVICE:  # else it was only adopted
+        busy = bool(engine.suspended)
+        board.knowledge.costs.came(engine.name, engine.tier, seconds, busy=busy)
+    if engine.tier is Tier.NONE:
+        board.knowledge.caches.emptied(engine.name)
+
+
+def _went(board: Board, engine: Engine, event: EngineLeft) -> None:
+    """Learn what a departure has cost."""
+    busy, costs = bool(engine.suspended), board.knowledge.costs
+    costs.left(engine.name, event.tier, event.seconds, busy=busy)
+    if not event.cache_kept:
+        board.knowledge.caches.emptied(engine.name)
+    # Who leaves has to come back; an engine's first way in takes nothing from others.
+    there_and_back = event.seconds + costs.in_s(engine.name, event.tier, busy=busy)
+    for device in engine.spec.devices:
+        board.overhead[device].add(there_and_back, board.now)
 
 
 def _use(board: Board, engine: Engine, device: DeviceName) -> int:
@@ -124,16 +147,21 @@ def _serve_again(board: Board, engine: Engine, *, brought: bool) -> None:
     if engine.state is EngineState.READY:
         board.grant_waiting(engine, called=brought)
         guarded = brought and commanded and engine.idle
-        engine.guard_until = board.now + board.policy.quantum_s if guarded else 0.0
+        engine.guard_until = board.now + board.hold_s if guarded else 0.0
     board.touch(engine)
 
 
 def left(board: Board, event: EngineLeft) -> None:
     """Take in that an engine is off its device."""
     engine = board.engines[event.engine]
+    if engine.promoting:
+        _promoted(board, engine, event)
+        return
     if engine.state not in LEAVING:
         raise IllegalTransition(engine.name, engine.state, EngineState.SWAPPED_OUT, "engine left")
     before = _held(board, engine) if engine.parked else None
+    if before is None and engine.state is EngineState.SWAPPING_OUT:
+        _went(board, engine, event)
     stopped = engine.state is EngineState.STOPPING
     engine.state = EngineState.STOPPED if stopped else EngineState.SWAPPED_OUT
     engine.tier = event.tier
@@ -147,16 +175,29 @@ def left(board: Board, event: EngineLeft) -> None:
         engine.out_failures = 0
         engine.out_retry_at = 0.0
     if event.leases_lost:
-        board.lose_suspended(
-            engine, EngineUnavailable(engine.name, f"'{engine.name}' ended in mid-answer.")
-        )
+        board.lose_suspended(engine, _mid_answer(engine))
     if engine.hold_after:
         engine.hold_after = False
-        engine.hold_until = board.now + board.policy.quantum_s
+        engine.hold_until = board.now + board.hold_s
     board.answer(engine.outs)
     board.answer(engine.stops)
     commands.run_queued(board, engine)
     board.touch(engine)
+
+
+def _promoted(board: Board, engine: Engine, event: EngineLeft) -> None:
+    """Take in that an engine's state has come from disk to host memory."""
+    engine.state = EngineState.SWAPPED_OUT
+    engine.tier = event.tier
+    _park(board, engine, event.residue, event.host_bytes)
+    if event.leases_lost:
+        board.lose_suspended(engine, _mid_answer(engine))
+    commands.run_queued(board, engine)
+    board.touch(engine)
+
+
+def _mid_answer(engine: Engine) -> EngineUnavailable:
+    return EngineUnavailable(engine.name, f"'{engine.name}' ended in mid-answer.")
 
 
 def _held(board: Board, engine: Engine) -> int:
@@ -169,13 +210,16 @@ def failed(board: Board, event: TransitionFailed) -> None:
     serves = event.state is EngineState.READY
     if engine.state not in MOVING or (serves and engine.parked):
         raise IllegalTransition(engine.name, engine.state, event.state, str(event.error))
-    was = engine.state
+    was, promoted = engine.state, engine.promoting
     _balance_failed(board, engine, event)
     engine.state = event.state if event.state in RESTING else EngineState.FAILED
     engine.tier = event.tier
     if event.leases_lost:
         board.lose_granted(engine, event.error)
-    if was in BRINGING_IN:
+    if promoted:
+        engine.ahead = False
+        board.refuse_in(engine, event.error)
+    elif was in BRINGING_IN:
         if _refused(event):
             board.refuse_in(engine, event.error)
         else:

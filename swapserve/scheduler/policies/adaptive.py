@@ -1,0 +1,198 @@
+"""The default policy: who comes and who leaves by what is predicted and what was measured. Pure.
+
+**Who comes.** Each wish has a time by which it is due: its requests' time to first token, by
+priority and deadline, and for suspended streams the moment at which their readers have read what
+was generated ahead of them. Earliest due first, less what the swap in takes. A wish that would
+soon have waited for `max_wait` comes before all others, oldest first.
+
+**Who leaves.** Of idle engines the one whose return is expected to cost least: its rate of
+arrivals times what the way back and the loss of its cache would take. Of busy ones the one whose
+readers have most left to read of what it has generated.
+
+**When.** An idle engine leaves at once. A busy one runs for a slice that grows with the cost of
+the swap; over a long time, swaps under contention take no more than `overhead_share` of a device.
+If its requests are about to end, they are waited for, since that is cheaper than a preemption.
+Batch work makes way for what is interactive at once. A wish whose `max_wait` is near ends every
+slice but the least one, without which engines whose swaps take longer than `max_wait` would evict
+each other for ever without a token in between.
+
+Token-level scheduling with quotas from the time between tokens that a reader needs, and groups of
+at most eight arrivals, are ideas of Aegaeon (SOSP'25), which rewrites the engine for them.
+"""
+
+from itertools import islice
+from typing import ClassVar
+
+from swapserve.messages import Rules
+from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
+from swapserve.scheduler.policies.base import Leave, View, Wish
+from swapserve.states import EngineState, Priority, Tier
+
+LEAST_SLICE = 0.5
+"""The shortest slice, in units of the swap that ends it: no age makes it shorter."""
+SLICE = 1.0
+"""The usual shortest slice, in the same units, as long as the device's overhead is low."""
+LOOKED_AT = 16
+"""Running requests of an engine that are looked at: the latest run longest from now on."""
+
+
+class Adaptive:
+    """Deadlines, predicted work and measured costs."""
+
+    name: ClassVar[str] = "adaptive"
+    swaps: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True
+
+    def urgency(self, view: View, wish: Wish) -> tuple[float, ...]:
+        """Return: wishes near `max_wait` by age, then by the time at which they are due."""
+        engine = wish.engine
+        if engine is None:
+            return (0.0, wish.since[0])
+        comes = _in_s(view, engine)
+        # Somebody may have to leave first; its own departure is as good a guess as any.
+        swap = comes + view.knowledge.costs.out_s(engine.name, below(engine), busy=True)
+        if wish.since[0] + view.rules.max_wait_s - swap <= view.now:
+            return (0.0, wish.since[0])
+        return (1.0, _due(view, engine) - comes)
+
+    def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
+        """Return: idle engines at once, busy ones after their slice or their last request."""
+        if victim.idle:
+            return Leave(0.0, 0.0, (0.0, _worth(view, victim), victim.idle_since, victim.index))
+        at, cut_at = _slice(view, victim, wish)
+        draining = victim.state is EngineState.DRAINING
+        rank = (1.0, 0.0 if draining else 1.0, -_all_read_at(view, victim), victim.index)
+        return Leave(at, cut_at, rank)
+
+
+# ------------------------------------------------------------------ who comes
+
+
+def _due(view: View, engine: Engine) -> float:
+    """Return by when the engine should be back, for the most pressing of its requests."""
+    rules, slo = view.rules, slo_ttft_s(view.rules, engine)
+    due = float("inf")
+    patience = (0.0, slo, rules.max_wait_s)
+    for lease in engine.waiting.heads():
+        wanted = lease.since[0] + patience[lease.ask.priority]
+        if lease.ask.deadline_s is not None:
+            wanted = min(wanted, lease.arrived + lease.ask.deadline_s)
+        due = min(due, wanted)
+    for lease in islice(engine.suspended.values(), LOOKED_AT):
+        due = min(due, max(lease.since[0] + slo, _runs_dry_at(view, engine, lease)))
+    if engine.ins:
+        due = min(due, engine.ins_since[0] + slo)
+    return due
+
+
+def _in_s(view: View, engine: Engine) -> float:
+    return view.knowledge.costs.in_s(engine.name, engine.tier, busy=bool(engine.suspended))
+
+
+def slo_ttft_s(rules: Rules, engine: Engine) -> float:
+    """Return the time in which its interactive requests should get their first token."""
+    own = engine.spec.slo_ttft_s
+    return min(rules.max_wait_s, rules.slo_ttft_s if own is None else own)
+
+
+def slo_itl_s(rules: Rules, engine: Engine) -> float:
+    """Return the mean gap between tokens that its readers do not mind."""
+    own = engine.spec.slo_itl_s
+    return rules.slo_itl_s if own is None else own
+
+
+# ----------------------------------------------------------------- who leaves
+
+
+def _worth(view: View, victim: Engine) -> float:
+    """Return the seconds per second that keeping an idle engine is expected to save."""
+    knowledge, name = view.knowledge, victim.name
+    there_and_back = knowledge.costs.in_s(name, below(victim), busy=False)
+    cache = knowledge.caches.worth_s(name, view.now)
+    return knowledge.arrivals.rate(name, view.now) * there_and_back + cache / view.rules.max_wait_s
+
+
+def _all_read_at(view: View, victim: Engine) -> float:
+    """Return until when all of its readers could go on reading if it stopped now."""
+    leases = islice(reversed(victim.active.values()), LOOKED_AT)
+    return min(_runs_dry_at(view, victim, lease) for lease in leases)
+
+
+def _runs_dry_at(view: View, engine: Engine, lease: Lease) -> float:
+    """Return when its reader will have read all tokens that there are by now."""
+    if not _interactive(lease):
+        return view.now + view.rules.max_wait_s
+    service = view.knowledge.service
+    first_s = service.first_s(engine.name, lease.ask)
+    tokens = max(0.0, lease.ran(view.now) - first_s) / service.itl_s(engine.name)
+    return lease.granted_at + first_s + tokens * slo_itl_s(view.rules, engine)
+
+
+def _interactive(lease: Lease) -> bool:
+    return lease.ask.priority is not Priority.BATCH
+
+
+def below(engine: Engine) -> Tier:
+    """Return where an engine goes that leaves its devices."""
+    return Tier.DISK if engine.spec.ram is None else Tier.HOST
+
+
+# ----------------------------------------------------------------------- when
+
+
+def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
+    """Return from when a busy victim is asked to leave, and from when it is cut off."""
+    rules, costs = view.rules, view.knowledge.costs
+    to = below(victim)
+    out = costs.out_s(victim.name, to, busy=True)
+    comes = 0.0 if wish.engine is None else _in_s(view, wish.engine)
+    swap = out + comes
+    last = wish.since[0] + rules.max_wait_s - swap
+    least = victim.ready_since + LEAST_SLICE * swap
+    if rules.quantum_s is not None:
+        base = victim.ready_since + rules.quantum_s
+    elif _yields(victim, wish):
+        base = max(least, _affordable_at(view, victim, swap))
+    else:
+        base = max(victim.ready_since + SLICE * swap, _affordable_at(view, victim, swap))
+    at = max(least, min(base, last))
+    if wish.since[0] > 0 and _overtaken(victim, wish):
+        at = min(at, max(least, view.now))
+    # Waiting is worth what a preemption costs more than a drain, there and back.
+    back = costs.in_s(victim.name, to, busy=True)
+    patience = max(0.0, out - costs.out_s(victim.name, to, busy=False)) + back
+    left = _remaining_s(view, victim)
+    if at + left <= wish.since[0] + rules.max_wait_s and left <= patience:
+        begun = max(least, wish.since[0])
+        return begun, max(begun, min(view.now + patience, begun + 2 * patience))
+    return at, at
+
+
+def _yields(victim: Engine, wish: Wish) -> bool:
+    """Return whether an interactive wish meets a victim that does only batch work."""
+    engine = wish.engine
+    if engine is None or any(map(_interactive, victim.active.values())):
+        return False
+    waiting = any(map(_interactive, engine.waiting.heads()))
+    return waiting or any(map(_interactive, engine.suspended.values()))
+
+
+def _affordable_at(view: View, victim: Engine, swap: float) -> float:
+    """Return from when the swap keeps the device's overhead within its share."""
+    share = view.rules.overhead_share
+    return max(
+        view.overhead[device].allowed_at(2 * swap, share, view.now)
+        for device in victim.spec.devices
+    )
+
+
+def _overtaken(victim: Engine, wish: Wish) -> bool:
+    """Return whether a whole group of requests of the victim has overtaken the wish."""
+    return len(victim.granted) == GROUP_MAX and victim.granted[0] > wish.since[0]
+
+
+def _remaining_s(view: View, victim: Engine) -> float:
+    """Return the seconds until its requests are expected to be done."""
+    service, name = view.knowledge.service, victim.name
+    leases = islice(reversed(victim.active.values()), LOOKED_AT)
+    return max(service.remaining(name, lease.ask, lease.ran(view.now)).p50_s for lease in leases)

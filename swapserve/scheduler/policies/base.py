@@ -1,0 +1,78 @@
+"""What a policy is: the part of scheduling that is a matter of taste. Pure.
+
+A policy is asked two questions, and answers them from what it is shown; it writes nothing:
+
+- In which order are engines served that somebody wants and that are away? (`urgency`)
+- From when may a resident engine be asked to leave for a wish, from when is it cut off in
+  mid-request, and who goes first? (`leave`)
+
+Everything else is the core's: bytes, turns on a GPU, who fits, whether requests survive, that a
+drain is taken back when nobody needs it any more. So no policy can overcommit a device or lose a
+request; the worst it can do is to let somebody wait. Both questions are asked anew whenever
+something happens, so an answer needs no memory. A policy that needs some may keep its own, but
+must stay deterministic: the same questions in the same order, the same answers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from swapserve.ids import DeviceName, EngineName
+from swapserve.messages import Rules
+from swapserve.scheduler.demand import Engine, Since
+from swapserve.scheduler.knowledge import Knowledge
+from swapserve.scheduler.overhead import Overhead
+
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class View:
+    """What a policy may look at; `now` is the monotonic time of the question."""
+
+    rules: Rules
+    knowledge: Knowledge
+    engines: Mapping[EngineName, Engine]
+    overhead: Mapping[DeviceName, Overhead]
+    """The share of each device's time that swaps have taken lately."""
+    contenders: Mapping[DeviceName, int] = field(default_factory=dict)
+    """Engines on each device that are wanted or busy now."""
+    now: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Somebody wants bytes: an engine that is away and asked for, or a device in debt."""
+
+    since: Since
+    engine: Engine | None = None
+    """Who is to come; None: measured use is beyond a device's size, and somebody has to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """On which terms an engine leaves its devices for a wish."""
+
+    at: float
+    """From then on it may be asked: an idle one leaves, of a busy one nothing new is begun."""
+    cut_at: float
+    """From then on a busy one is swapped out in mid-request; `NEVER`: it is waited for."""
+    rank: tuple[float, ...]
+    """Lower leaves first."""
+
+
+class Policy(Protocol):
+    """The interface. Implementations are made without arguments, one for each core."""
+
+    name: ClassVar[str]
+    """What an operator writes in `scheduling.policy`."""
+    swaps: ClassVar[bool]
+    """Whether engines leave for others at all."""
+    bounded: ClassVar[bool]
+    """Whether nobody waits beyond `Rules.max_wait_s` where the swaps' own time allows it."""
+
+    def urgency(self, view: View, wish: Wish) -> tuple[float, ...]:
+        """Return where the wish comes in the order; lower is served first, ties by age."""
+
+    def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
+        """Return on which terms the victim, resident and unpinned, leaves for the wish."""
