@@ -23,13 +23,15 @@ from swapserve.messages import (
     EngineSeen,
     EngineSpec,
     Event,
-    PolicySpec,
+    Rules,
+    SwapOut,
 )
 from swapserve.metrics import Metrics
 from swapserve.router.admission import Admission, Place
 from swapserve.router.proxy import Proxy
 from swapserve.router.resolve import Directory
 from swapserve.scheduler.core import Core
+from swapserve.scheduler.policies.recency import Lru
 from swapserve.scheduler.runner import Runner
 from swapserve.states import EngineState, Tier
 from swapserve.testing.engine import expected_tokens
@@ -60,7 +62,8 @@ class Freezer:
     def post(self, event: Event) -> None:
         self.runner.post(event)
 
-    def bring_in(self, engine: EngineName) -> None:
+    def bring_in(self, engine: EngineName, to: Tier) -> None:
+        assert to is Tier.DEVICE
         asyncio.get_running_loop().call_later(SWAP_S, self._back, engine)
 
     def _back(self, engine: EngineName) -> None:
@@ -69,11 +72,11 @@ class Freezer:
         self.proxy.engine_back(engine)
         self.runner.post(EngineReady(engine=engine, footprint={DEVICE: SIZE}, seconds=SWAP_S))
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
-        assert to is Tier.DISK
-        self._processes[engine].freeze()
-        self.moves.append(f"{engine} out with {in_flight}")
-        asyncio.get_running_loop().call_later(SWAP_S, self._left, engine)
+    def swap_out(self, order: SwapOut) -> None:
+        assert order.to is Tier.DISK
+        self._processes[order.engine].freeze()
+        self.moves.append(f"{order.engine} out with {order.in_flight}")
+        asyncio.get_running_loop().call_later(SWAP_S, self._left, order.engine)
 
     def _left(self, engine: EngineName) -> None:
         self.runner.post(EngineLeft(engine=engine, tier=Tier.DISK, seconds=SWAP_S))
@@ -127,7 +130,8 @@ async def pair(**policy: float) -> AsyncIterator[Pair]:
             )
             for name in (A, B)
         ],
-        PolicySpec(busy="preempt", **chosen),  # type: ignore[arg-type]
+        Rules(**chosen),  # type: ignore[arg-type]
+        Lru(),
     )
     slow = "--delay-per-token=0.01"
     async with fake_engine(slow, name=A) as a, fake_engine(slow, name=B) as b:

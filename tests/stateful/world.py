@@ -1,12 +1,14 @@
 """A world around the scheduler core that believes nothing: every effect is checked as it comes."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from swapserve.errors import DeviceBusy, EngineCrashed, StartFailed, SwapError, SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.messages import (
+    Ask,
     BringIn,
     CommandDone,
     CommandGiven,
@@ -24,9 +26,9 @@ from swapserve.messages import (
     LeaseEnded,
     LeaseRequested,
     LoseLease,
-    PolicySpec,
     RefuseLease,
     ResumeLease,
+    Rules,
     SetTimer,
     ShutdownAsked,
     StopEngine,
@@ -34,15 +36,21 @@ from swapserve.messages import (
     SwapOut,
     Tick,
     TransitionFailed,
+    Used,
     Verb,
 )
 from swapserve.scheduler.core import Core
-from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
+from swapserve.scheduler.knowledge import Knowledge
+from swapserve.scheduler.policies.base import Policy
+from swapserve.scheduler.policies.registry import POLICIES
+from swapserve.states import TRANSITIONS, EngineState, LeaseState, Priority, Tier
 
 S = EngineState
 L = LeaseState
 DEVICE = DeviceName("ram")
 Transition = BringIn | SwapOut | StopEngine
+IDLE_RINGS = 3
+"""So many rings of the timer in a row at one moment may change nothing, for want of precision."""
 
 
 def engine(
@@ -54,6 +62,9 @@ def engine(
     pin: bool = False,
     preload: bool = False,
     ttl: float | None = None,
+    slots: int | None = None,
+    queue_limit: int | None = None,
+    min_resident: float = 0.0,
 ) -> EngineSpec:
     return EngineSpec(
         name=EngineName(name),
@@ -63,6 +74,9 @@ def engine(
         preload=preload,
         ttl_s=ttl,
         ram=None if ram is None else DeviceName(ram),
+        slots=slots,
+        queue_limit=queue_limit,
+        min_resident_s=min_resident,
     )
 
 
@@ -79,6 +93,7 @@ class LeaseRecord:
     engine: EngineName
     state: LeaseState
     since: float
+    ask: Ask
     error: SwapServeError | None = None
 
 
@@ -90,26 +105,33 @@ class World:
         *specs: EngineSpec,
         capacity: int = 10,
         devices: Sequence[DeviceSpec] = (),
-        busy: str = "preempt",
-        quantum: float = 10.0,
+        policy: str | Policy = "lru",
+        quantum: float | None = 10.0,
         max_wait: float = 30.0,
         queue_limit: int = 100,
+        queue_limit_total: int = 10**6,
         queue_timeout: float = 600.0,
         backoff: float = 2.0,
+        share: float = 0.2,
+        look_ahead: bool = False,
+        knowledge: Knowledge | None = None,
         can_preempt: bool = True,
         see: bool = True,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self.devices = tuple(devices) or (DeviceSpec(name=DEVICE, capacity_bytes=capacity),)
-        self.policy = PolicySpec(
-            busy="drain" if busy == "drain" else "preempt",
+        self.rules = Rules(
             quantum_s=quantum,
             max_wait_s=max_wait,
             queue_limit=queue_limit,
+            queue_limit_total=queue_limit_total,
             queue_timeout_s=queue_timeout,
             retry_backoff_s=backoff,
+            overhead_share=share,
+            look_ahead=look_ahead,
         )
-        self.core = Core(self.devices, specs, self.policy)
+        self.policy = POLICIES[policy]() if isinstance(policy, str) else policy
+        self.core = Core(self.devices, specs, self.rules, self.policy, knowledge)
         self.now = 1000.0
         self.timer: float | None = None
         self.states = dict.fromkeys(self.specs, S.STOPPED)
@@ -129,12 +151,15 @@ class World:
         self.leases: dict[LeaseId, LeaseRecord] = {}
         self.live: dict[LeaseId, None] = {}
         self.outcomes: dict[CommandId, SwapServeError | None] = {}
-        self.asked: set[CommandId] = set()
+        self.asked: dict[CommandId, tuple[Verb, EngineName]] = {}
+        """Commands that are not answered yet."""
         self.log: list[Effect] = []
         self.exact = all(spec.memory_bytes is not None for spec in specs)
         """Every footprint was known and none was exceeded, so use can be checked from outside."""
         self.dead: set[EngineName] = set()
         """Engines whose process exited during the transition under way."""
+        self.idle_rings = 0
+        """Rings of the timer in a row that did nothing but ask for the next one at once."""
         self.numbers = itertools.count(1)
         if see:
             for spec in specs:
@@ -146,6 +171,8 @@ class World:
         effects = self.core.handle(event, self.now)
         for effect in effects:
             self._take(effect)
+            if isinstance(effect, SwapOut):
+                self._check_cause(effect)
             if isinstance(effect, LoseLease):
                 self._check_loss(self.leases[effect.lease].engine, event, effects)
         self.log += effects
@@ -183,32 +210,44 @@ class World:
             )
         )
 
-    def request(self, name: str) -> LeaseId:
+    def request(
+        self,
+        name: str,
+        priority: Priority = Priority.INTERACTIVE,
+        *,
+        deadline: float | None = None,
+        ask: Ask | None = None,
+    ) -> LeaseId:
         lease = LeaseId(f"{name}-{next(self.numbers)}")
-        self.request_as(lease, name)
+        self.request_as(lease, name, ask or Ask(priority=priority, deadline_s=deadline))
         return lease
 
-    def request_as(self, lease: LeaseId, name: str) -> None:
-        self.leases[lease] = LeaseRecord(EngineName(name), L.WAITING, self.now)
+    def request_as(self, lease: LeaseId, name: str, ask: Ask | None = None) -> None:
+        ask = ask or Ask()
+        self.leases[lease] = LeaseRecord(EngineName(name), L.WAITING, self.now, ask)
         self.live[lease] = None
-        self.send(LeaseRequested(lease=lease, engine=EngineName(name)))
+        self.send(LeaseRequested(lease=lease, engine=EngineName(name), ask=ask))
 
-    def end(self, lease: LeaseId) -> list[Effect]:
+    def end(self, lease: LeaseId, used: Used | None = None) -> list[Effect]:
+        """Let it be over: answered to its end if `used` says what it took, else its client left."""
         self.leases[lease].state = L.ENDED
         del self.live[lease]
-        return self.send(LeaseEnded(lease=lease))
+        return self.send(LeaseEnded(lease=lease, used=used))
 
-    def ready(self, name: str, footprint: int | None = None) -> list[Effect]:
+    def ready(
+        self, name: str, footprint: int | None = None, *, seconds: float = 1.0
+    ) -> list[Effect]:
         key = EngineName(name)
         was = self.pending.pop(key)
         assert not isinstance(was, StopEngine)
+        assert not self.promotes(was)
         size = self.specs[key].memory_bytes if footprint is None else footprint
         self.exact = self.exact and footprint is None and size is not None
         self.states[key], self.tiers[key] = S.READY, Tier.DEVICE
         self._rests(key)
         self.dead.discard(key)
         footprint_of = self._spread(key, size or 0)
-        return self.send(EngineReady(engine=key, footprint=footprint_of, seconds=1.0))
+        return self.send(EngineReady(engine=key, footprint=footprint_of, seconds=seconds))
 
     def left(
         self,
@@ -218,11 +257,16 @@ class World:
         lost: bool = False,
         in_ram: int | None = None,
         residue: Mapping[str, int] | None = None,
+        seconds: float = 1.0,
+        cache_kept: bool = False,
     ) -> list[Effect]:
-        """Let it leave, by default to the highest tier that it may go to, in full size."""
+        """Let it leave, by default to the highest tier that it may go to, in full size.
+
+        Or let it arrive in host memory, if that is where it was to be brought.
+        """
         key = EngineName(name)
         was = self.pending[key]
-        assert not isinstance(was, BringIn)
+        assert self.promotes(was) or not isinstance(was, BringIn)
         lost = lost or key in self.dead
         if isinstance(was, StopEngine) or key in self.dead:
             tier = Tier.NONE
@@ -240,8 +284,9 @@ class World:
             EngineLeft(
                 engine=key,
                 tier=tier,
-                seconds=1.0,
+                seconds=seconds,
                 leases_lost=lost,
+                cache_kept=cache_kept,
                 host_bytes=size,
                 residue=self.residue[key],
             )
@@ -298,7 +343,7 @@ class World:
 
     def command(self, verb: Verb, name: str) -> CommandId:
         command = CommandId(f"c{next(self.numbers)}")
-        self.asked.add(command)
+        self.asked[command] = (verb, EngineName(name))
         if verb in {"pin", "unpin"}:
             self.pinned[EngineName(name)] = verb == "pin"
         self.send(CommandGiven(command=command, verb=verb, engine=EngineName(name)))
@@ -313,24 +358,35 @@ class World:
         for _ in range(10_000):
             if self.timer is None or self.timer > until:
                 break
-            self.now = max(self.now, self.timer)
-            self.timer = None
-            self.send(Tick())
+            self.ring()
         else:
             raise AssertionError("the timer rings without end")
         self.now = until
+
+    def ring(self) -> None:
+        """Let the time come for which the timer is set."""
+        assert self.timer is not None
+        before, self.now, self.timer = self.now, max(self.now, self.timer), None
+        effects = self.send(Tick())
+        vain = self.now == before and all(isinstance(effect, SetTimer) for effect in effects)
+        self.idle_rings = self.idle_rings + 1 if vain else 0
+        assert self.idle_rings <= IDLE_RINGS, "the timer rings at once, and nothing changes"
 
     def settle(self) -> None:
         """Let every transition succeed until none is under way."""
         for _ in range(1000):
             if not self.pending:
                 return
-            name, what = next(iter(self.pending.items()))
-            if isinstance(what, BringIn):
-                self.ready(name)
-            else:
-                self.left(name)
+            self.succeed(next(iter(self.pending)))
         raise AssertionError("engines come and go without end")
+
+    def succeed(self, name: str, *, seconds: float = 1.0) -> None:
+        """Let the transition under way end as it should."""
+        what = self.pending[EngineName(name)]
+        if isinstance(what, BringIn) and not self.promotes(what):
+            self.ready(name, seconds=seconds)
+        else:
+            self.left(name, seconds=seconds)
 
     # --------------------------------------------------------------- questions
 
@@ -365,7 +421,7 @@ class World:
                 self.timer = effect.at
             case CommandDone():
                 assert effect.command in self.asked, "answered twice or never asked"
-                self.asked.remove(effect.command)
+                del self.asked[effect.command]
                 self.outcomes[effect.command] = effect.error
             case BringIn() | SwapOut() | StopEngine() | Drain():
                 self._move(effect)
@@ -387,6 +443,8 @@ class World:
         assert lease.state in legal, f"{effect} but the lease is {lease.state}"
         if after is L.ACTIVE:
             assert where is S.READY, f"{effect} while the engine is {where}"
+        if isinstance(effect, GrantLease):
+            self._check_precedence(effect.lease, lease)
         if isinstance(effect, RefuseLease | LoseLease):
             lease.error = effect.error
             del self.live[effect.lease]
@@ -399,6 +457,8 @@ class World:
         match effect:
             case BringIn():
                 new = S.STARTING if self.tiers[name] is Tier.NONE else S.SWAPPING_IN
+                if self.promotes(effect):
+                    self._check_promotion(name)
             case SwapOut():
                 new = S.SWAPPING_OUT
                 self._check_survivors(effect)
@@ -414,6 +474,41 @@ class World:
             self.pending[name] = effect
             self._check_room(name)
         self.states[name] = new
+
+    def _check_precedence(self, lease: LeaseId, record: LeaseRecord) -> None:
+        """In one engine's queue a higher priority goes first, but for the oldest over age."""
+        others = [self.leases[i] for i in self.on(record.engine, L.WAITING) if i != lease]
+        if record.since <= self.now - self.rules.max_wait_s:
+            assert all(record.since <= other.since for other in others), f"{lease} goes first"
+            return
+        over_age = any(other.since <= self.now - self.rules.max_wait_s for other in others)
+        assert not over_age, f"{lease} goes before one that is over age"
+        order = (record.ask.priority, record.since)
+        assert all(order <= (other.ask.priority, other.since) for other in others), (
+            f"{lease} goes before one that is more urgent"
+        )
+
+    def _check_cause(self, effect: SwapOut) -> None:
+        """Nobody leaves for an engine that nobody wants."""
+        _, ours, name = effect.cause.partition("room for ")
+        if not ours:
+            return
+        wanted = self.on(name, L.WAITING, L.SUSPENDED)
+        asked = any(
+            verb in {"swap_in", "start"} and one == name for verb, one in self.asked.values()
+        )
+        assert wanted or asked, f"{effect.engine} leaves for {name}, which nobody wants"
+
+    def _check_promotion(self, name: EngineName) -> None:
+        """What comes nearer before it is asked for takes memory that nobody waits for."""
+        assert self.rules.look_ahead
+        assert self.tiers[name] is Tier.DISK
+        ram = self.specs[name].ram
+        assert ram is not None
+        for other, spec in self.specs.items():
+            away = self.states[other] in {S.SWAPPED_OUT, S.STOPPED}
+            if away and other not in self.pending and ram in spec.devices:
+                assert not self.on(other, L.WAITING), f"{name} takes the place of {other}"
 
     def _check_survivors(self, effect: SwapOut) -> None:
         name = effect.engine
@@ -433,7 +528,7 @@ class World:
         touched = {
             device
             for device in self.exclusive.intersection(self.specs[name].devices)
-            if isinstance(effect, BringIn)
+            if (isinstance(effect, BringIn) and not self.promotes(effect))
             or self.tiers[name] is Tier.DEVICE
             or self.residue[name].get(device)
         }
@@ -471,7 +566,7 @@ class World:
     def bound(self, name: EngineName) -> int:
         """Return the bytes of RAM that are its own at the end of the transition under way."""
         was = self.pending.get(name)
-        if not isinstance(was, SwapOut) or was.to is not Tier.HOST:
+        if not isinstance(was, SwapOut | BringIn) or was.to is not Tier.HOST:
             return self.in_ram[name]
         held = sum(self.on_device(name, device) for device in self.specs[name].devices)
         return max(held + self.in_ram[name], self.most_in_ram[name])
@@ -493,8 +588,14 @@ class World:
         return size + self.on_device(name, device)
 
     def occupies(self, name: EngineName) -> bool:
-        bringing_in = isinstance(self.pending.get(name), BringIn)
+        was = self.pending.get(name)
+        bringing_in = isinstance(was, BringIn) and not self.promotes(was)
         return bringing_in or self.tiers[name] is Tier.DEVICE
+
+    @staticmethod
+    def promotes(what: Transition | None) -> bool:
+        """Return whether it brings an engine nearer, but not onto its devices."""
+        return isinstance(what, BringIn) and what.to is Tier.HOST
 
     def _check_books(self) -> None:
         """The ledger's figures are those of the machine, on every device."""
@@ -523,9 +624,16 @@ class World:
         for name, state in self.states.items():
             assert self.core.state(name) is state
             assert self.core.pinned(name) == self.pinned[name]
+            active, waiting, suspended = self.core.counts(name)
             by_state = [len(self.on(name, s)) for s in (L.ACTIVE, L.WAITING, L.SUSPENDED)]
-            assert list(self.core.counts(name)) == by_state
+            assert [active, waiting, suspended] == by_state
+            assert sum(self.core.queued(name).values()) == waiting
+            slots = self.specs[name].slots
+            assert slots is None or active <= slots
             if state in {S.READY, S.DRAINING}:
-                assert not self.on(name, L.SUSPENDED), "an engine that serves, and a lease frozen"
-            if state is S.READY:
-                assert not self.on(name, L.WAITING), "an engine that serves, and a lease waiting"
+                assert not suspended, "an engine that serves, and a lease frozen"
+            if state is S.READY and waiting:
+                assert active == slots, "an engine that serves with a free slot, a lease waiting"
+            wait = self.core.predicted_wait(name)
+            assert math.isfinite(wait)
+            assert wait >= 0.0

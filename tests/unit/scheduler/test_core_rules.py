@@ -265,11 +265,10 @@ def test_two_wishes_do_not_count_on_the_same_draining_engine() -> None:
 
 
 def test_a_drain_is_taken_back_when_its_caller_leaves() -> None:
-    world = World(engine("a"), engine("b"), busy="drain")
+    world = World(engine("a"), engine("b"), policy="lru-drain")
     world.request("a")
     world.settle()
     waiter = world.request("b")
-    world.advance(10.0)
     late = world.request("a")
     assert world.state(late) is L.WAITING
     world.end(waiter)
@@ -277,15 +276,15 @@ def test_a_drain_is_taken_back_when_its_caller_leaves() -> None:
     assert world.state(late) is L.ACTIVE
 
 
-def test_a_waiter_over_age_turns_a_drain_into_a_preemption_by_the_timer() -> None:
-    world = World(engine("a"), engine("b"), busy="drain")
+def test_a_policy_that_drains_cuts_nobody_off_whatever_the_age_of_who_waits() -> None:
+    world = World(engine("a"), engine("b"), policy="lru-drain")
     stream = world.request("a")
     world.settle()
     waiter = world.request("b")
-    world.advance(29.9)
-    assert world.of(SwapOut) == []
-    world.advance(0.1)
-    assert world.state(stream) is L.SUSPENDED
+    assert world.core.state(EngineName("a")) is S.DRAINING
+    world.advance(500.0)
+    assert world.state(stream) is L.ACTIVE
+    world.end(stream)
     world.settle()
     assert world.state(waiter) is L.ACTIVE
 
@@ -435,11 +434,10 @@ def test_start_clears_the_backoff() -> None:
 
 
 def test_a_crash_loses_running_leases_and_keeps_waiting_ones() -> None:
-    world = World(engine("a"), engine("b"), busy="drain")
+    world = World(engine("a"), engine("b"), policy="lru-drain")
     running = world.request("a")
     world.settle()
     other = world.request("b")
-    world.advance(10.0)
     waiting = world.request("a")
     world.crash("a")
     assert isinstance(world.error(running), EngineCrashed)

@@ -14,7 +14,7 @@ from swapserve.errors import (
 )
 from swapserve.ids import DeviceName, EngineName
 from swapserve.messages import BringIn, EngineReady, SwapOut
-from swapserve.scheduler.policy import REFUSALS_MAX
+from swapserve.scheduler.board import REFUSALS_MAX
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import DEVICE, World, engine, gpu, host
 
@@ -89,7 +89,7 @@ def test_a_victim_that_waits_for_its_turn_serves_until_then() -> None:
 
 
 def test_a_victim_that_drained_and_waits_for_its_turn_is_not_opened_again() -> None:
-    world = one_gpu(4, 4, 8, busy="drain", quantum=0.0)
+    world = one_gpu(4, 4, 8, policy="lru-drain")
     first, second = world.request("a"), world.request("b")
     world.settle()
     world.request("c")

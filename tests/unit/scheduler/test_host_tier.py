@@ -5,6 +5,7 @@ import pytest
 from swapserve.errors import EngineCrashed
 from swapserve.ids import DeviceName, EngineName
 from swapserve.messages import EngineExited, EngineLeft, SwapOut
+from swapserve.scheduler.policies.base import Wish
 from swapserve.scheduler.victims import candidates
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import DEVICE, World, engine, gpu, host
@@ -255,13 +256,25 @@ def test_a_parked_engine_was_used_last_when_its_requests_were_suspended() -> Non
         devices=[host(), gpu("g0"), gpu("g1")],
     )
     stream = world.request("a")
-    world.settle()
+    resident(world, "b")  # asked for as often and as lately as a
     world.advance(5.0)
-    parked(world, "b")
+    world.command("swap_out", "b")
+    world.left("b")
     world.advance(5.0)
     world.command("swap_out", "a")
     world.left("a")
     world.end(stream)
+    world.request("cpu")
+    assert bound_for(world)[2:] == ["b disk"]
+
+
+def test_the_parked_engine_goes_whose_place_in_ram_saves_least() -> None:
+    world = machine(4, 4)
+    for _ in range(4):
+        resident(world, "a")
+    world.command("swap_out", "a")
+    world.settle()
+    parked(world, "b")  # used last, but seldom
     world.request("cpu")
     assert bound_for(world)[2:] == ["b disk"]
 
@@ -535,10 +548,10 @@ def test_a_sleeping_engine_is_moved_down_when_a_newcomer_needs_its_residue() -> 
 def test_moving_a_residue_into_ram_frees_no_ram() -> None:
     world = machine(4, 10)
     asleep(world, "a")
-    board, since = world.core._board, (world.now, 0)
-    (upper,) = candidates(board, (), {G0: 1}, since, None)
+    board, wish = world.core._board, Wish((world.now, 0))
+    (upper,) = candidates(board, (), {G0: 1}, wish)
     assert {device: size for device, size in upper.sizes.items() if size} == {G0: 1}
-    (lower,) = candidates(board, (), {DEVICE: 1}, since, None)
+    (lower,) = candidates(board, (), {DEVICE: 1}, wish)
     assert lower.sizes == {G0: 1, DEVICE: 3}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from swapserve.errors import CapacityError, ShuttingDown, SwapServeError
 from swapserve.ids import EngineName, LeaseId
-from swapserve.messages import EngineLeft, EngineReady, EngineSeen, LeaseRequested
+from swapserve.messages import EngineLeft, EngineReady, EngineSeen, LeaseRequested, SwapOut
 from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
 from swapserve.states import EngineState, Tier
@@ -34,13 +34,13 @@ class Ports:
                 self.changed.clear()
                 await self.changed.wait()
 
-    def bring_in(self, engine: EngineName) -> None:
-        self._tell(f"in {engine}")
+    def bring_in(self, engine: EngineName, to: Tier) -> None:
+        self._tell(f"in {engine}, to {to}")
         self.runner.post(EngineReady(engine=engine, footprint={DEVICE: 6}, seconds=0.0))
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
-        self._tell(f"out {engine} {in_flight} {cause}, to {to}")
-        self.runner.post(EngineLeft(engine=engine, tier=Tier.DISK, seconds=0.0))
+    def swap_out(self, order: SwapOut) -> None:
+        self._tell(f"out {order.engine} {order.in_flight} {order.cause}, to {order.to}")
+        self.runner.post(EngineLeft(engine=order.engine, tier=Tier.DISK, seconds=0.0))
 
     def stop(self, engine: EngineName) -> None:
         self._tell(f"stop {engine}")
@@ -68,7 +68,7 @@ class Ports:
 def build(ports: Ports, *, quantum: float = 0.05) -> Runner:
     specs = (engine("a"), engine("b"), engine("huge", 11))
     plan = World(*specs, quantum=quantum, see=False)
-    runner = Runner(Core(plan.devices, specs, plan.policy), ports, ports)
+    runner = Runner(Core(plan.devices, specs, plan.rules, plan.policy), ports, ports)
     ports.runner = runner
     for spec in specs:
         runner.post(
@@ -102,11 +102,11 @@ def test_effects_go_through_the_ports_and_the_timer_rings() -> None:
         await ports.until("granted 2")
         await ports.until("resumed 1")
         assert ports.told[:5] == [
-            "in a",
+            "in a, to device",
             "granted 1",
             "suspended 1",
             "out a 1 room for b, to disk",
-            "in b",
+            "in b, to device",
         ]
 
     with_runner(check)
@@ -115,7 +115,7 @@ def test_effects_go_through_the_ports_and_the_timer_rings() -> None:
 def test_a_command_waits_for_its_outcome() -> None:
     async def check(runner: Runner, ports: Ports) -> None:
         await runner.command("swap_in", A)
-        assert ports.told == ["in a"]
+        assert ports.told == ["in a, to device"]
         await runner.command("stop", A)
         assert runner.core.state(A) is EngineState.STOPPED
 
@@ -137,7 +137,7 @@ def test_cancelling_the_wait_does_not_cancel_the_command() -> None:
             waiting = group.create_task(runner.command("swap_in", A))
             await asyncio.sleep(0)
             waiting.cancel()
-        await ports.until("in a")
+        await ports.until("in a, to device")
 
     with_runner(check)
 
