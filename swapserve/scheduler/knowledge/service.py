@@ -2,10 +2,11 @@
 
 A request takes a prefill by the length of its prompt, then as many tokens as requests with its
 key, or of its engine, have taken before, each after the engine's usual gap. What that leaves out
-(load, caches, drift) is put right by margins that are learnt from how well it has predicted.
+(load, caches, drift) is put right by margins that are learnt from how well it has predicted. The
+same margins tell what is left for a request that has begun: they are taken from those alone that
+ran for at least so long.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,9 @@ FIRST_ITL_S = 0.03
 LEAST_S = 1e-6
 TELLING_TOKENS = 8
 """Answers shorter than that tell nothing of the gap if only their whole time is known."""
-BEYOND_ALL = {0.5: 1.41, 0.9: 3.16}
-"""Length of an answer that is longer than all before, by what it has reached: as Pareto has it."""
-LATE = {0.5: 0.1, 0.9: 0.4}
-"""What one still takes that is later than possible, by the time it has run."""
+LATE_P50 = 0.1
+LATE_P90 = 0.4
+"""What a request still takes that has run for longer than all before, by that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,23 @@ class Forecast:
     p90_s: float
 
 
+class _Margins:
+    __slots__ = ("high", "middle")
+
+    def __init__(self) -> None:
+        self.middle = Calibration(0.5)
+        self.high = Calibration(0.9)
+
+    def as_json(self) -> dict[str, object]:
+        return {"p50": self.middle.as_json(), "p90": self.high.as_json()}
+
+    def read(self, stored: dict[str, object]) -> None:
+        self.middle.read(fields(stored.get("p50")))
+        self.high.read(fields(stored.get("p90")))
+
+
 class _Engine:
-    __slots__ = ("gap", "high", "keys", "lengths", "middle", "prefill", "streamed")
+    __slots__ = ("capped", "free", "gap", "keys", "lengths", "prefill", "streamed")
 
     def __init__(self) -> None:
         self.prefill = Line(FIRST_PREFILL_S, FIRST_PREFILL_PER_TOKEN_S)
@@ -59,8 +74,9 @@ class _Engine:
         """Whether a stream has told the gap: then others' estimates of it are not wanted."""
         self.lengths = Window(LENGTHS_OF_ENGINE)
         self.keys: Bounded[str, Window] = Bounded(KEYS_MAX, lambda: Window(LENGTHS_OF_KEY))
-        self.middle = Calibration(0.5)
-        self.high = Calibration(0.9)
+        self.free = _Margins()
+        self.capped = _Margins()
+        """For requests whose longest answer is likely to end them."""
 
     def itl_s(self) -> float:
         return self.gap.value if self.gap.count else FIRST_ITL_S
@@ -72,18 +88,15 @@ class _Engine:
             return of_key.ordered
         return self.lengths.ordered if len(self.lengths) >= ENOUGH_OF_ENGINE else FIRST_LENGTHS
 
-    def left_s(self, share: float, margin: float, ask: Ask, ran_s: float) -> float:
-        """Return the time left, at that quantile of the answers longer than this one by now."""
-        first_s, itl_s = self.prefill.at(ask.tokens_in), self.itl_s()
+    def plain(self, ask: Ask) -> tuple[float, float, "_Margins"]:
+        """Return median and P90 of a request's active time before margins, and these."""
+        first_s, itl_s = self.prefill.at(ask.tokens_in) + LEAST_S, self.itl_s()
         lengths = self.expected_lengths(ask.key)
-        reached = (ran_s / margin - first_s) / itl_s
-        start = bisect_right(lengths, reached) if reached > 0.0 else 0
-        count = len(lengths) - start
-        tokens = lengths[start + int(share * count)] if count else reached * BEYOND_ALL[share]
-        if ask.tokens_max is not None and tokens > ask.tokens_max:
-            tokens = ask.tokens_max
-        left_s = margin * (first_s + itl_s * tokens) - ran_s
-        return left_s if left_s > 0.0 else ran_s * LATE[share]
+        middle, high = lengths[len(lengths) // 2], lengths[int(0.9 * len(lengths))]
+        most = ask.tokens_max
+        if most is None or most >= high:
+            return first_s + itl_s * middle, first_s + itl_s * high, self.free
+        return first_s + itl_s * min(middle, most), first_s + itl_s * most, self.capped
 
 
 _UNKNOWN = _Engine()
@@ -115,8 +128,13 @@ class Service:
     def remaining(self, engine: EngineName, ask: Ask, ran_s: float) -> Forecast:
         """Return the active time that a request has left after having run for `ran_s`."""
         known = self._engines.find(engine) or _UNKNOWN
-        p50_s = known.left_s(0.5, known.middle.margin, ask, ran_s)
-        p90_s = known.left_s(0.9, known.high.margin, ask, ran_s)
+        p50_s, p90_s, margins = known.plain(ask)
+        p50_s = p50_s * margins.middle.beyond(ran_s / p50_s) - ran_s
+        if p50_s <= 0.0:
+            p50_s = LATE_P50 * ran_s
+        p90_s = p90_s * margins.high.beyond(ran_s / p90_s) - ran_s
+        if p90_s <= 0.0:
+            p90_s = LATE_P90 * ran_s
         return Forecast(min(p50_s, p90_s), p90_s)
 
     def coverage(self) -> tuple[int, int]:
@@ -153,11 +171,11 @@ class Service:
 
     def _judge(self, known: _Engine, ask: Ask, ran_s: float) -> None:
         """Compare a request with what was to be expected of it."""
-        p50_s, p90_s = known.left_s(0.5, 1.0, ask, 0.0), known.left_s(0.9, 1.0, ask, 0.0)
+        p50_s, p90_s, margins = known.plain(ask)
         self._counted += 1
-        self._within += ran_s <= known.high.margin * p90_s
-        known.middle.add(ran_s / max(p50_s, LEAST_S))
-        known.high.add(ran_s / max(p90_s, LEAST_S))
+        self._within += ran_s <= margins.high.margin * p90_s
+        margins.middle.add(ran_s / p50_s)
+        margins.high.add(ran_s / p90_s)
 
     # ------------------------------------------------------------------ storing
 
@@ -170,8 +188,8 @@ class Service:
                 "streamed": known.streamed,
                 "lengths": known.lengths.as_json(),
                 "keys": {key: window.as_json() for key, window in known.keys.items()},
-                "p50": known.middle.as_json(),
-                "p90": known.high.as_json(),
+                "free": known.free.as_json(),
+                "capped": known.capped.as_json(),
             }
             for name, known in self._engines.items()
         }
@@ -191,6 +209,6 @@ class Service:
             for key, lengths in list(fields(stored.get("keys")).items())[-KEYS_MAX:]:
                 for length in numbers(lengths, LENGTHS_OF_KEY):
                     known.keys[key].add(length)
-            known.middle.read(fields(stored.get("p50")))
-            known.high.read(fields(stored.get("p90")))
+            known.free.read(fields(stored.get("free")))
+            known.capped.read(fields(stored.get("capped")))
         return service
