@@ -5,12 +5,15 @@ from typing import Any, Literal
 
 from swapserve.states import EngineState, Tier
 
+MoveKind = Literal["cold_start", "swap_in", "promote", "swap_out", "stop"]
+"""`promote`: from disk to host memory, ahead of demand."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapSummary:
     """One finished transition. Seconds by phase; `unaccounted_s` is what no phase explains."""
 
-    kind: Literal["cold_start", "swap_in", "swap_out", "stop"]
+    kind: MoveKind
     mechanism: str
     """How it came or left: `cold`, `golden`, `live`, `resume`, `checkpoint`, `discard`, ..."""
     from_tier: Tier
@@ -29,6 +32,22 @@ class SwapSummary:
         """Build from the plain form."""
         tiers = {"from_tier": Tier(data["from_tier"]), "to_tier": Tier(data["to_tier"])}
         return cls(**{**data, **tiers})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What the scheduler expects of one engine now; times and rates are predictions."""
+
+    queued: dict[str, int] = field(default_factory=dict)
+    """Requests that wait, by priority."""
+    wait_s: float = 0.0
+    """Time that a request which came now would wait for it."""
+    arrivals_per_s: float = 0.0
+    """Requests that come for it."""
+    out_s: dict[str, float] = field(default_factory=dict)
+    """Cost of a swap out while idle, by the tier it would go to."""
+    in_s: dict[str, float] = field(default_factory=dict)
+    """Cost of a swap in, by the tier it would come from; `none` is a cold start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +79,7 @@ class EngineStatus:
     pid: int | None
     last_swap: SwapSummary | None
     error: str | None
+    outlook: Outlook = field(default_factory=Outlook)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers."""
@@ -75,6 +95,7 @@ class EngineStatus:
             "state": EngineState(data["state"]),
             "tier": Tier(data["tier"]),
             "last_swap": None if last is None else SwapSummary.from_json(last),
+            "outlook": Outlook(**data["outlook"]),
         }
         return cls(**{**data, **changed})
 
@@ -99,6 +120,12 @@ class Status:
     uptime_s: float
     profile: str
     keeper_pid: int
+    policy: str = ""
+    """Name of the scheduling policy."""
+    forecasts: int = 0
+    """Requests whose run time was forecast and is known by now."""
+    forecasts_met: int = 0
+    """Those of them that took no longer than the 90th percentile of their forecast."""
     devices: tuple[DeviceStatus, ...] = field(default_factory=tuple)
     engines: tuple[EngineStatus, ...] = field(default_factory=tuple)
 

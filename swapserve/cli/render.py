@@ -10,7 +10,13 @@ WIDTH = 80
 BAR = 20
 _STEP = 1024
 _FULL_DIGITS = 100
-_KIND = {"cold_start": "cold", "swap_in": "in", "swap_out": "out", "stop": "stop"}
+_KIND = {
+    "cold_start": "cold",
+    "swap_in": "in",
+    "promote": "ahead",
+    "swap_out": "out",
+    "stop": "stop",
+}
 
 
 def human_bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""What is known of one engine by measuring it: its footprint, its cache's worth, costs of swaps.
+"""What is known of one engine by measuring it: its footprint, the costs of its swaps.
 
 Its actor writes here; footprints and costs outlive the daemon in the journal.
 """
@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ModelConfig
 from swapserve.errors import QuiesceFailed, SwapError, SwapServeError
-from swapserve.events import RequestEnded
 from swapserve.ids import DeviceName
 from swapserve.keeper.protocol import Holding, Measured
 from swapserve.lifecycle.journal import Journal
 from swapserve.messages import Footprint
 from swapserve.states import Tier
-from swapserve.swap.cache import CacheValue
-from swapserve.swap.mechanisms import Choice
-from swapserve.swap.plan import RESTING_WAYS, WayIn, WayOut, to_disk
+from swapserve.swap.mechanisms import Average, Choice
+from swapserve.swap.plan import KEEPS_CACHE, RESTING_WAYS, WayIn, WayOut, to_disk
 
 _MECHANISM_OF: Mapping[WayOut, Mechanism] = {
     "checkpoint": "checkpoint",
@@ -33,7 +31,8 @@ _WAYS_BACK: Mapping[Mechanism, frozenset[WayIn]] = {
     "deep_sleep": frozenset({"wake"}),
     "restart": frozenset({"golden", "cold"}),
 }
-_LOSES_CACHE = frozenset({"lean", "sleep", "deep_sleep", "discard", "kill"})
+FIRST_DUMP_BYTES_PER_S = 1e9
+"""Guess for the first live dump, before one was measured."""
 
 
 class Figures:
@@ -45,7 +44,9 @@ class Figures:
         self._model = model
         self._journal = journal
         self._mechanisms = mechanisms
-        self._cache = CacheValue()
+        self._cached = False
+        """A request was answered since its cache was empty."""
+        self._dump = Average()
         self._choice = Choice.from_json(journal.costs(model.name))
         self._left_by: Mechanism | None = None
         self.kept_bytes = 0
@@ -114,50 +115,60 @@ class Figures:
 
     # ---------------------------------------------------------------- cache
 
-    def served(self, event: RequestEnded) -> None:
-        """Learn from a finished request what its cache is worth.
+    def served(self) -> None:
+        """Take in that a request was answered to its end."""
+        self._cached = True
 
-        Only a stream's first byte tells the time of the prefill.
+    def keeps_cache(self, cache_s: float) -> bool:
+        """Whether its cache is worth the dump of a live image.
+
+        Args:
+            cache_s: seconds of prefill that the cache is expected to save.
         """
-        prefill_s = None
-        if event.stream and event.ttft_s is not None and not event.suspensions:
-            prefill_s = max(0.0, event.ttft_s - event.queue_s)
-        self._cache.served(
-            bytes_in=event.bytes_in,
-            bytes_out=event.bytes_out,
-            stream=event.stream,
-            prefix=event.prefix,
-            prefill_s=prefill_s,
-        )
+        match self._model.keep_cache:
+            case "never":
+                return False
+            case "always":
+                return self._cached
+            case "auto":
+                return cache_s > self._dump_cost_s
 
-    def keeps_cache(self) -> bool:
-        """Whether its cache is worth the dump of a live image."""
-        if self._model.keep_cache == "never" or not self._cache.tokens:
-            return False
-        if self._model.keep_cache == "always":
-            return True
-        return self._cache.worth_keeping(self.footprint_bytes or 0)
+    @property
+    def _dump_cost_s(self) -> float:
+        """Seconds of a live dump, which a discard does not take; a guess before the first."""
+        measured = self._dump.value
+        guess = (self.footprint_bytes or 0) / FIRST_DUMP_BYTES_PER_S
+        return guess if measured is None else measured
 
     # ------------------------------------------------------------ mechanism
 
-    def mechanism(self, holding: Holding, *, in_flight: int, rests: bool) -> Mechanism | None:
+    def mechanism(
+        self, holding: Holding, *, in_flight: int, rests: bool, cache_s: float = 0.0
+    ) -> Mechanism | None:
         """Return how it goes to the host tier; None if it cannot (or has no GPU).
 
-        What an engine that `rests` there by itself has kept on its devices only the driver moves.
+        Args:
+            holding: what there is of it.
+            in_flight: requests that its state has to outlive.
+            rests: it is there already, by itself; what it has kept on its devices only the driver
+                moves.
+            cache_s: seconds of prefill that its cache is expected to save, if it is kept.
         """
         if not self._model.gpus or Tier.HOST not in self._model.tiers:
             return None
         if rests:
             can = holding.can_suspend and "checkpoint" in self._mechanisms
             return "checkpoint" if can else None
-        keep = self._model.keep_cache == "always" and bool(self._cache.tokens)
-        found = self._pick(holding, in_flight=in_flight, keep_cache=keep)
+        keep = self._model.keep_cache == "always" and self._cached
+        found = self._pick(holding, in_flight=in_flight, keep_cache=keep, cache_s=cache_s)
         if found is None and keep and not in_flight and not to_disk(self._model, holding):
             # Nothing saves its cache; a sleep is better than an end, which is all that is left.
-            found = self._pick(holding, in_flight=0, keep_cache=False)
+            found = self._pick(holding, in_flight=0, keep_cache=False, cache_s=cache_s)
         return found
 
-    def _pick(self, holding: Holding, *, in_flight: int, keep_cache: bool) -> Mechanism | None:
+    def _pick(
+        self, holding: Holding, *, in_flight: int, keep_cache: bool, cache_s: float
+    ) -> Mechanism | None:
         return self._choice.pick(
             self._mechanisms,
             wanted=self._model.mechanism,
@@ -165,7 +176,7 @@ class Figures:
             owned=holding.owned,
             in_flight=in_flight,
             keep_cache=keep_cache,
-            cache_s=0.0 if self._model.keep_cache == "never" else self._cache.worth_s,
+            cache_s=0.0 if self._model.keep_cache == "never" else cache_s,
         )
 
     def left(self, way: WayOut, seconds: float, *, rested: bool) -> None:
@@ -174,9 +185,9 @@ class Figures:
         if way not in RESTING_WAYS and not (rested and way == "checkpoint"):
             self.kept_bytes = 0
         if way == "live":
-            self._cache.dumped(seconds)
-        if way in _LOSES_CACHE:
-            self._cache.emptied()
+            self._dump.add(seconds)
+        if way not in KEEPS_CACHE:
+            self._cached = False
         if self._left_by is not None:
             self._choice.left(self._left_by, seconds)
             self._save()
@@ -184,7 +195,7 @@ class Figures:
     def came(self, way: WayIn, seconds: float) -> None:
         """Take in that it is back."""
         if way in {"cold", "golden"}:
-            self._cache.emptied()
+            self._cached = False
         if self._left_by is not None and way in _WAYS_BACK[self._left_by]:
             self._choice.came(self._left_by, seconds)
         elif way in {"cold", "golden"}:
@@ -193,13 +204,18 @@ class Figures:
         self.kept_bytes = 0
         self._save()
 
+    def promoted(self) -> None:
+        """Take in that an image was brought to host memory: what comes back is not measured."""
+        self._left_by = None
+        self.kept_bytes = 0
+
     def lost(self, way: WayIn) -> None:
         """Take in that it did not come back that way, so that its state is lost."""
         if self._left_by is not None and self._left_by != "restart":
             if way in _WAYS_BACK[self._left_by]:
                 self._choice.failed(self._left_by)
             self._left_by = None
-        self._cache.emptied()
+        self._cached = False
         self.kept_bytes = 0
 
     def failed(self, way: WayOut, error: SwapServeError) -> None:
@@ -216,6 +232,6 @@ class Figures:
 
     def gone(self) -> None:
         """Take in that its process has ended."""
-        self._cache.emptied()
+        self._cached = False
         self._left_by = None
         self.kept_bytes = 0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from swapserve.messages import Event
+from swapserve.messages import Event, SwapOut
 from swapserve.states import Tier
 
 
@@ -14,9 +14,22 @@ class Order:
 
     what: Literal["bring_in", "swap_out", "stop"]
     in_flight: int = 0
-    to: Tier = Tier.DISK
-    """For a swap out: the highest tier it may go to."""
+    to: Tier = Tier.DEVICE
+    """Bring in: DEVICE, or HOST to leave it suspended. Swap out: the highest tier it may go to."""
+    cache_s: float = 0.0
+    """For a swap out: seconds of prefill that its cache is expected to save, if it is kept."""
     cause: str = "demand"
+
+
+def leaving(effect: SwapOut) -> Order:
+    """Return the order of a swap out, as the scheduler has worded it."""
+    return Order(
+        what="swap_out",
+        in_flight=effect.in_flight,
+        to=effect.to,
+        cache_s=effect.cache_s,
+        cause=effect.cause,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from swapserve.errors import (
     DeviceBusy,
     EngineCrashed,
     EngineError,
+    ImageError,
     KeeperError,
     KeeperUnavailable,
     StartFailed,
@@ -63,6 +64,8 @@ class Mover:
         self._exit_seen = asyncio.Event()
         self._rests: bool | None = None
         """Whether the engine has put itself to rest in part or whole; None: not known."""
+        self._unproven = False
+        """It was promoted from its golden image and has not served since: a canary is due."""
 
     def exited(self, exited: Exited) -> None:
         """Note that the engine's process ended on its own."""
@@ -95,24 +98,26 @@ class Mover:
         """
         self._exit = None
         self._exit_seen.clear()
+        unproven, self._unproven = self._unproven and way == "resume", False
         try:
             match way:
                 case "adopt":
                     await self._adopt(holding, trace)
                 case "resume" | "wake":
                     await self._resumed(way, holding, trace)
+                    if unproven:
+                        await self._canary_if_due(holding, trace)
                 case "cold":
                     await self._cold(holding, trace)
                 case "live" | "golden":
                     await self._restored(way, holding, trace)
-        except (KeeperUnavailable, DeviceBusy):
+        except KeeperUnavailable:
             raise
-        except CudaError as error:
-            if error.lost:
+        except SwapServeError as error:
+            if not nothing_tried(error):
                 await self._clear()
-            raise
-        except SwapServeError:
-            await self._clear()
+            else:
+                self._unproven = unproven
             raise
 
     async def _adopt(self, holding: Holding, trace: Trace) -> None:
@@ -172,14 +177,38 @@ class Mover:
         await self._wake(holding, trace)
         with trace.phase("probe"):
             await self._healthy(holding, RESTORED_TIMEOUT_S, PROBE_POLL_S)
-        if way == "golden" and self._check_canary(holding):
+        if way == "golden":
+            await self._canary_if_due(holding, trace)
+
+    async def promote(self, kind: ImageKind, trace: Trace) -> None:
+        """Bring an image's GPU state to host memory and leave the engine suspended.
+
+        Raises:
+            CudaError: nothing has changed, unless it was `lost`.
+            ImageError: there is no image that can be used so; nothing has changed.
+            SwapServeError: it did not come; nothing of it runs.
+
+        Cancellation: as for `enter`.
+        """
+        try:
+            await trace.verb("restore", self._keeper.restore(self._model.name, kind, resume=False))
+        except (KeeperUnavailable, ImageError):
+            raise
+        except SwapServeError as error:
+            if not nothing_tried(error):
+                await self._clear()
+            raise
+        if kind == "golden":
+            self._rests = False
+        self._unproven = kind == "golden"
+
+    async def _canary_if_due(self, holding: Holding, trace: Trace) -> None:
+        """Ask what has come from a golden image for its canary, the first time and now and then."""
+        if holding.canary is None:
+            return
+        if not holding.canary_passed or random.random() < self._images.canary_rate:  # noqa: S311
             with trace.phase("canary"):
                 await self._canary(holding)
-
-    def _check_canary(self, holding: Holding) -> bool:
-        if holding.canary is None:
-            return False
-        return not holding.canary_passed or random.random() < self._images.canary_rate  # noqa: S311
 
     async def _canary(self, holding: Holding) -> None:
         assert holding.canary is not None
@@ -192,7 +221,8 @@ class Mover:
 
     async def quarantine(self, way: WayIn, error: SwapServeError) -> None:
         """Drop an image that did not restore to what it was made of."""
-        if way == "golden" and not isinstance(error, KeeperError):  # which is not about the image
+        from_golden = way == "golden" or isinstance(error, CanaryFailed)
+        if from_golden and not isinstance(error, KeeperError):  # which is not about the image
             self._notice(f"golden image dropped: {error}")
             try:
                 await self._keeper.drop_image(self._model.name, "golden")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ModelConfig
-from swapserve.keeper.protocol import Held, Holding
+from swapserve.keeper.protocol import Held, Holding, ImageKind
 from swapserve.states import Tier
 
 WayIn = Literal["adopt", "resume", "wake", "live", "golden", "cold"]
@@ -13,6 +13,8 @@ WayOut = Literal["checkpoint", "lean", "sleep", "deep_sleep", "live", "discard",
 
 RESTING_WAYS: frozenset[WayOut] = frozenset({"sleep", "deep_sleep"})
 """Ways after which the engine's process runs on, and keeps a little of its devices."""
+KEEPS_CACHE: frozenset[WayOut] = frozenset({"checkpoint", "live"})
+"""Ways after which what it has computed of prompts is still there when it comes back."""
 
 
 def ways_in(model: ModelConfig, holding: Holding, *, resting: bool = False) -> Sequence[WayIn]:
@@ -39,6 +41,16 @@ def ways_in(model: ModelConfig, holding: Holding, *, resting: bool = False) -> S
     if holding.golden and model.golden:
         ways.append("golden")
     return (*ways, "cold")
+
+
+def way_up(model: ModelConfig, holding: Holding) -> ImageKind | None:
+    """Return the image that brings its GPU state to host memory; None if there is none."""
+    if not model.gpus:
+        return None
+    if holding.held is Held.LIVE_IMAGE:
+        return "live"
+    usable = holding.held is Held.NOTHING and holding.golden and model.golden
+    return "golden" if usable else None
 
 
 def ways_out(
@@ -103,6 +115,12 @@ def tier_after(way: WayOut) -> Tier:
 def tier_failed(holding: Holding) -> Tier:
     """Return the tier of an engine that has failed: what still is there holds its memory."""
     return Tier.DEVICE if holding.held in {Held.RUNNING, Held.SUSPENDED} else Tier.NONE
+
+
+def tier_of_images(model: ModelConfig, holding: Holding) -> Tier:
+    """Return the tier of an engine that has no process."""
+    golden = holding.golden and model.golden
+    return Tier.DISK if golden or holding.held is Held.LIVE_IMAGE else Tier.NONE
 
 
 def survives(model: ModelConfig, holding: Holding) -> bool:

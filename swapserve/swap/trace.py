@@ -5,12 +5,11 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
 
 from swapserve.errors import SwapServeError
 from swapserve.keeper.protocol import VerbReport
 from swapserve.states import Tier
-from swapserve.status import SwapSummary
+from swapserve.status import MoveKind, SwapSummary
 
 
 @dataclass(slots=True)
@@ -58,7 +57,7 @@ class Trace:
 class Move:
     """One transition under way."""
 
-    kind: Literal["cold_start", "swap_in", "swap_out", "stop"]
+    kind: MoveKind
     mechanism: str
     from_tier: Tier
     cause: str

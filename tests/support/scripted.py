@@ -70,7 +70,8 @@ class ScriptedKeeper(KeeperClient):
     async def _carry_out(self, verb: str, held: Holding) -> VerbReport:
         await self.script.run(verb)
         self.held = held
-        return VerbReport(seconds=0.0, bytes=self.moved if held is SUSPENDED else 0)
+        moved = self.moved if held.held is Held.SUSPENDED else 0
+        return VerbReport(seconds=0.0, bytes=moved)
 
     async def holding(self, engine: EngineName, *, settled: bool = False) -> Holding:
         if settled:
@@ -84,7 +85,8 @@ class ScriptedKeeper(KeeperClient):
         return await self._carry_out("suspend", SUSPENDED)
 
     async def resume(self, engine: EngineName) -> VerbReport:
-        return await self._carry_out("resume", RUNNING)
+        runs = replace(self.held, held=Held.RUNNING, pid=RUNNING.pid, host_bytes=0)
+        return await self._carry_out("resume", runs)
 
     async def dump(
         self, engine: EngineName, kind: ImageKind, canary: dict[str, Any] | None = None
@@ -92,8 +94,24 @@ class ScriptedKeeper(KeeperClient):
         live = replace(NOTHING, held=Held.LIVE_IMAGE)
         return await self._carry_out(f"dump {kind}", live if kind == "live" else self.held)
 
-    async def restore(self, engine: EngineName, kind: ImageKind) -> VerbReport:
-        return await self._carry_out(f"restore {kind}", RUNNING)
+    async def restore(
+        self, engine: EngineName, kind: ImageKind, *, resume: bool = True
+    ) -> VerbReport:
+        """Restore; from a golden image, that stays."""
+        golden = kind == "golden"
+        if resume:
+            return await self._carry_out(
+                f"restore {kind}", replace(RUNNING, golden=golden, restored_from=kind)
+            )
+        rests = replace(
+            self.held,
+            held=Held.SUSPENDED,
+            pid=SUSPENDED.pid,
+            host_bytes=SUSPENDED.host_bytes,
+            golden=golden,
+            restored_from=kind,
+        )
+        return await self._carry_out(f"promote {kind}", rests)
 
     async def discard(self, engine: EngineName) -> VerbReport:
         return await self._carry_out("discard", NOTHING)
@@ -124,6 +142,7 @@ class ScriptedEngine:
         self.asleep: bool | None = False
         self.sick = 0
         """How many probes fail before one succeeds."""
+        self.says: Canary | None = None
 
     async def healthy(self, address: str) -> bool:
         await self.script.run("healthy")
@@ -132,7 +151,7 @@ class ScriptedEngine:
 
     async def warm_up(self, address: str) -> Canary | None:
         await self.script.run("warm_up")
-        return None
+        return self.says
 
     async def rest(self, address: str, how: Rest) -> None:
         await self.script.run(how)

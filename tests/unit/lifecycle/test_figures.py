@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from swapserve.config.recipes import Mechanism
 from swapserve.config.schema import ModelConfig
 from swapserve.errors import CudaError, KeeperError, QuiesceFailed, SwapServeError
-from swapserve.events import RequestEnded
 from swapserve.ids import DeviceName
 from swapserve.keeper.protocol import Measured
 from swapserve.lifecycle.figures import Figures
@@ -246,26 +246,55 @@ def test_a_cache_that_is_to_be_kept_is_slept_over_only_where_an_end_is_all_that_
     sleeps: frozenset[Mechanism] = frozenset({"sleep", "restart"})
     stuck = replace(RUNNING, can_suspend=False)
     figures = Known(tmp_path, always, sleeps)
-    figures.served(request())
+    figures.served()
     assert figures.mechanism(stuck, in_flight=0, rests=False) == "sleep"
     disk = Known(tmp_path, replace(always, tiers=(Tier.HOST, Tier.DISK)), sleeps)
-    disk.served(request())
+    disk.served()
     assert disk.mechanism(replace(stuck, can_dump=True), in_flight=0, rests=False) is None
 
 
-def request() -> RequestEnded:
-    return RequestEnded(
-        at=0.0,
-        endpoint="/v1/completions",
-        engine="a",
-        status=200,
-        outcome="ok",
-        stream=True,
-        seconds=1.0,
-        queue_s=0.0,
-        ttft_s=0.5,
-        bytes_in=4000,
-        bytes_out=1000,
-        suspensions=0,
-        prefix=1,
-    )
+# --------------------------------------------------------------------- cache
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("never", False), ("always", True), ("auto", True)])
+def test_a_cache_that_saves_much_is_kept_unless_that_is_not_wanted(
+    tmp_path: Path, keep: Literal["never", "always", "auto"], kept: bool
+) -> None:
+    figures = Known(tmp_path, replace(ON_GPU, keep_cache=keep, memory_bytes=10**9))
+    figures.served()
+    assert figures.keeps_cache(5.0) is kept
+
+
+@pytest.mark.parametrize("way", ["discard", "kill", "sleep", "deep_sleep", "lean"])
+def test_what_has_served_nobody_since_it_lost_its_cache_has_none_to_keep(
+    tmp_path: Path, way: str
+) -> None:
+    figures = Known(tmp_path, replace(ON_GPU, keep_cache="always"))
+    assert not figures.keeps_cache(0.0)
+    figures.served()
+    assert figures.keeps_cache(0.0), "always, whatever it may be worth"
+    figures.left("live", 1.0, rested=False)
+    figures.came("live", 1.0)
+    assert figures.keeps_cache(0.0)
+    figures.left(way, 1.0, rested=False)  # type: ignore[arg-type]
+    assert not figures.keeps_cache(0.0)
+
+
+def test_a_cache_is_weighed_against_a_dump_a_guess_first_then_as_measured(tmp_path: Path) -> None:
+    figures = Known(tmp_path, replace(ON_GPU, memory_bytes=3 * 10**9))
+    assert not figures.keeps_cache(2.9)
+    assert figures.keeps_cache(3.1)
+    figures.left("live", 8.0, rested=False)
+    assert not figures.keeps_cache(7.9)
+    assert figures.keeps_cache(8.1)
+
+
+def test_what_came_by_way_of_host_memory_is_no_lesson_about_the_way_it_had_left(
+    tmp_path: Path,
+) -> None:
+    figures = Known(tmp_path)
+    figures.left("discard", 1.0, rested=False)
+    figures.promoted()
+    figures.came("resume", 0.5)
+    assert figures.record("restart") == ([1.0], [], 0)
+    assert figures.record("checkpoint") == ([], [], 0)

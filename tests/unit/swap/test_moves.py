@@ -5,16 +5,20 @@ from dataclasses import replace
 
 import pytest
 
+from swapserve.engines.base import Canary
 from swapserve.errors import (
+    CanaryFailed,
+    CriuError,
     CudaError,
     DeviceBusy,
+    ImageError,
     KeeperError,
     KeeperUnavailable,
     QuiesceFailed,
     StartFailed,
     SwapServeError,
 )
-from swapserve.keeper.protocol import Exited, Holding
+from swapserve.keeper.protocol import Exited, Held, Holding, ImageKind
 from swapserve.swap import moves
 from swapserve.swap.moves import nothing_tried
 from swapserve.swap.plan import WayIn, WayOut
@@ -200,6 +204,75 @@ async def test_a_keeper_that_is_gone_is_not_asked_to_clear_away() -> None:
     stage = Stage("checkpoint", held=SUSPENDED)
     gone = stage.script.does["resume"] = KeeperUnavailable("gone")
     assert await fails(stage, "resume", gone) == ["resume"]
+
+
+# ----------------------------------------------------------------------- up
+
+
+GOOD = Canary(("a", "b"), ())
+IMAGED = replace(NOTHING, golden=True, canary=GOOD.as_json())
+
+
+async def promoted(stage: Stage, kind: ImageKind = "golden") -> Holding:
+    """Bring an image to host memory; return what there is of it then."""
+    trace = Trace()
+    await stage.mover.promote(kind, trace)
+    assert stage.did == [f"promote {kind}"], "a frozen engine answers nobody"
+    assert trace.bytes == 100 * MIB
+    return stage.keeper.held
+
+
+async def test_what_came_to_host_memory_from_its_golden_image_is_proved_when_it_first_serves() -> (
+    None
+):
+    stage = Stage("checkpoint", held=IMAGED)
+    held = await promoted(stage)
+    stage.script.does["resume"] = BUSY
+    await fails(stage, "resume", BUSY)
+    del stage.script.does["resume"]
+    stage.engine.says = GOOD
+    await stage.mover.enter("resume", held, Trace())
+    assert stage.did == ["resume", "healthy", "warm_up", "canary_passed"]
+    await stage.mover.leave("checkpoint", Trace())
+    assert stage.did
+    await stage.mover.enter("resume", held, Trace())
+    assert stage.did == ["resume", "healthy"], "it has served since"
+
+
+async def test_what_came_from_a_live_image_has_served_before() -> None:
+    stage = Stage("checkpoint", held=replace(IMAGED, held=Held.LIVE_IMAGE))
+    held = await promoted(stage, "live")
+    await stage.mover.enter("resume", held, Trace())
+    assert stage.did == ["resume", "healthy"]
+
+
+async def test_one_that_answers_wrongly_after_host_memory_is_ended_and_its_image_dropped() -> None:
+    stage = Stage("checkpoint", held=IMAGED)
+    held = await promoted(stage)
+    stage.engine.says = Canary(("a", "c"), ())
+    with pytest.raises(CanaryFailed) as failed:
+        await stage.mover.enter("resume", held, Trace())
+    assert stage.did[-1] == "stop"
+    await stage.mover.quarantine("resume", failed.value)
+    assert stage.did == ["drop golden"]
+
+
+@pytest.mark.parametrize("error", [KEPT, ImageError("a", "restore", "none"), KeeperUnavailable("")])
+async def test_where_no_promotion_was_tried_nothing_is_ended(error: SwapServeError) -> None:
+    stage = Stage("checkpoint", held=NOTHING)
+    stage.script.does["promote golden"] = error
+    with pytest.raises(type(error)):
+        await stage.mover.promote("golden", Trace())
+    assert stage.did == ["promote golden"]
+
+
+@pytest.mark.parametrize("error", [LOST, LATE, CriuError("a", "restore", "broken")])
+async def test_what_a_failed_promotion_has_left_is_cleared_away(error: SwapServeError) -> None:
+    stage = Stage("checkpoint", held=NOTHING)
+    stage.script.does["promote golden"] = error
+    with pytest.raises(type(error)):
+        await stage.mover.promote("golden", Trace())
+    assert stage.did == ["promote golden", "settled", "stop"]
 
 
 async def test_one_that_ends_while_it_is_probed_has_not_come() -> None:

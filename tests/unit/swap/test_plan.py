@@ -9,7 +9,16 @@ from swapserve.config.schema import ModelConfig
 from swapserve.ids import DeviceName, EngineName
 from swapserve.keeper.protocol import Held, Holding
 from swapserve.states import Tier
-from swapserve.swap.plan import makes_golden, survives, tier_after, ways_in, ways_out
+from swapserve.swap.plan import (
+    KEEPS_CACHE,
+    makes_golden,
+    survives,
+    tier_after,
+    tier_of_images,
+    way_up,
+    ways_in,
+    ways_out,
+)
 
 MODEL = ModelConfig(
     name=EngineName("a"),
@@ -63,6 +72,41 @@ def test_an_engine_that_sleeps_by_itself_is_woken() -> None:
 def test_a_golden_image_is_not_used_when_it_is_not_wanted() -> None:
     model = replace(MODEL, golden=False)
     assert tuple(ways_in(model, replace(NOTHING, golden=True))) == ("cold",)
+
+
+@pytest.mark.parametrize(
+    ("holding", "image"),
+    [
+        (NOTHING, None),
+        (replace(NOTHING, golden=True), "golden"),
+        (replace(NOTHING, held=Held.LIVE_IMAGE), "live"),
+        (replace(NOTHING, held=Held.LIVE_IMAGE, golden=True), "live"),
+        (replace(NOTHING, held=Held.SUSPENDED, golden=True), None),
+        (replace(NOTHING, held=Held.RUNNING, golden=True), None),
+    ],
+)
+def test_an_image_brings_gpu_state_to_host_memory(holding: Holding, image: str | None) -> None:
+    assert way_up(ON_GPU, holding) == image
+    assert way_up(MODEL, holding) is None, "it has no state to rest there"
+    assert (way_up(replace(ON_GPU, golden=False), holding) == "live") is (image == "live")
+
+
+@pytest.mark.parametrize(
+    ("holding", "tier"),
+    [
+        (NOTHING, Tier.NONE),
+        (replace(NOTHING, golden=True), Tier.DISK),
+        (replace(NOTHING, held=Held.LIVE_IMAGE), Tier.DISK),
+    ],
+)
+def test_without_process_its_images_say_where_it_is(holding: Holding, tier: Tier) -> None:
+    assert tier_of_images(ON_GPU, holding) is tier
+    unused = tier_of_images(replace(ON_GPU, golden=False), replace(NOTHING, golden=True))
+    assert unused is Tier.NONE
+
+
+def test_the_cache_survives_where_the_process_or_all_of_its_memory_does() -> None:
+    assert {"checkpoint", "live"} == KEEPS_CACHE
 
 
 def leaving(
