@@ -75,13 +75,17 @@ class _Plan:
             devices = engine.spec.devices
             if not self.blocked.isdisjoint(devices) or not self._serve(engine, wish):
                 self.blocked.update(devices)
+                over_age = wish.since[0] + self.board.rules.max_wait_s
+                if over_age > self.board.now:
+                    # It may be first then, so a timer must see to it, not the next arrival.
+                    self._look_at(over_age)
         self._open_spared()
         self._expire_idle()
         self._look_ahead()
         return self.wake, self.pending
 
     def _look_at(self, time: float) -> None:
-        if self.wake is None or time < self.wake:
+        if time < (NEVER if self.wake is None else self.wake):
             self.wake = time
 
     def _take_turn(self, devices: Iterable[DeviceName]) -> bool:

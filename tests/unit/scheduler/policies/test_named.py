@@ -6,6 +6,7 @@ from swapserve.ids import LeaseId
 from swapserve.messages import Drain
 from swapserve.scheduler.plugins import load_policy
 from swapserve.scheduler.policies.registry import POLICIES
+from swapserve.scheduler.policies.static import Static
 from swapserve.states import LeaseState
 from tests.stateful.world import World, engine
 
@@ -262,15 +263,35 @@ def test_the_over_age_come_before_the_deepest_queue() -> None:
 
 
 def test_staleness_is_seen_by_a_timer_and_not_by_the_next_arrival() -> None:
-    """The deep queue comes first in the order, so the timer must know of the other's age too."""
-    world = world_of("time-slice-drain", engine("a"), engine("b"), engine("c"))
+    """The deep queue is first in the order, so the timer must know of the other's age, too."""
+    world = world_of(
+        "time-slice-drain", engine("a"), engine("b"), engine("c"), engine("d"), queue_timeout=1e6
+    )
     busy(world, "a")
     world.request("b")
     world.advance(20.0)
     for _ in range(3):
         world.request("c")
-    world.advance(10.0)
+    world.request("d")
+    world.advance(9.9)
+    assert world.of(Drain) == []
+    world.advance(0.1)
     assert world.of(Drain) == ["a"]
+
+
+def test_a_victim_that_never_leaves_sets_no_timer() -> None:
+    class Stubborn(Static):
+        swaps = True
+
+    world = World(engine("a"), engine("b"), policy=Stubborn())
+    paused = busy(world, "b")
+    world.command("swap_out", "b")
+    world.settle()
+    resident(world, "a")
+    world.advance(1000.0)
+    assert world.state(paused) is L.SUSPENDED
+    assert world.transitions() == ["in b", "out b", "in a"]
+    assert world.timer is None
 
 
 # ----------------------------------------------------------------- static

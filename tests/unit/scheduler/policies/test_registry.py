@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from swapserve.config import schema
 from swapserve.scheduler.plugins import load_policy
 from swapserve.scheduler.policies.registry import DEFAULT, POLICIES
 
@@ -22,6 +23,11 @@ def test_the_policies_are_these() -> None:
         "static",
     ]
     assert DEFAULT == "adaptive"
+
+
+def test_the_configuration_knows_the_same() -> None:
+    assert set(schema.POLICIES) == set(POLICIES)
+    assert schema.SchedulingConfig().policy == DEFAULT
 
 
 @pytest.mark.parametrize("name", POLICIES)
