@@ -15,42 +15,37 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import swapserve
 from swapserve import log as logs
 from swapserve.api.admin import Verb
 from swapserve.api.app import Deps, build_app, serve
 from swapserve.api.errors import explain
+from swapserve.blueprint import core_of
 from swapserve.config.load import load
 from swapserve.config.schema import Config, ModelConfig
 from swapserve.engines.registry import adapter_for
 from swapserve.errors import ConfigError, EngineUnavailable, KeeperError, SwapServeError
 from swapserve.events import Bus, BusEvent, RequestEnded
-from swapserve.ids import DeviceName, EngineName
+from swapserve.ids import EngineName
 from swapserve.keeper.client import KeeperClient, ensure
 from swapserve.keeper.protocol import Exited
+from swapserve.learnt import Learnt
 from swapserve.lifecycle.actor import EngineActor
 from swapserve.lifecycle.figures import Figures
 from swapserve.lifecycle.journal import Journal
-from swapserve.lifecycle.orders import Callbacks, Order
+from swapserve.lifecycle.orders import Callbacks, Order, leaving
 from swapserve.lifecycle.standing import Standing
-from swapserve.messages import (
-    DeviceSpec,
-    EngineExited,
-    EngineSpec,
-    Event,
-    PolicySpec,
-    ShutdownAsked,
-)
+from swapserve.messages import EngineExited, Event, ShutdownAsked, SwapOut
 from swapserve.metrics import Metrics
 from swapserve.router.admission import Admission, Place
 from swapserve.router.proxy import Proxy
 from swapserve.router.resolve import Directory
-from swapserve.scheduler.core import Core
+from swapserve.scheduler.plugins import load_policy
+from swapserve.scheduler.policies.base import Policy
 from swapserve.scheduler.runner import Runner
+from swapserve.snapshot import Snapshots
 from swapserve.states import EngineState, Tier
-from swapserve.status import DeviceStatus, EngineStatus, Status
+from swapserve.status import Status
 from swapserve.swap.moves import Mover
 from swapserve.system.lockfile import only_one
 from swapserve.system.privileges import drop_privileges
@@ -64,14 +59,16 @@ ENDPOINT_FILE = "endpoint.json"
 class Daemon:
     """Everything but privileges. Also the `Control` that the admin API speaks to."""
 
-    def __init__(self, config: Config, *, started_keeper: bool) -> None:
+    def __init__(self, config: Config, policy: Policy, *, started_keeper: bool) -> None:
         self.bus = Bus()
         self.closing = asyncio.Event()
         self._config = config
+        self._policy = policy
         self._started_keeper = started_keeper
-        self._started = time.monotonic()
         self._directory = Directory(config.models.values())
-        self._journal = Journal(config.paths.state_dir / "daemon" / "journal.json")
+        home = config.paths.state_dir / "daemon"
+        self._journal = Journal(home / "journal.json")
+        self._learnt = Learnt(home / "knowledge.json")
         self._keeper = KeeperClient(config, self._exited)
         self._admission = Admission(post=self._post, place=self._place, clock=time.monotonic)
         self._proxy = Proxy(
@@ -97,6 +94,7 @@ class Daemon:
             OSError: the address of the front door cannot be had.
         """
         self._journal.open()
+        self._learnt.open()
         await self._keeper.connect()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -109,6 +107,8 @@ class Daemon:
                 if self._started_keeper:  # for nobody: the front door never opened
                     await self._keeper.shutdown()
                 raise
+            finally:
+                self._learnt.save()
             if self._lost is not None:
                 raise self._lost
             if self._config.server.on_exit == "stop":
@@ -145,40 +145,18 @@ class Daemon:
         config = self._config
         metrics = self._metrics = Metrics()
         self.bus.listen(metrics.count)
-        self.bus.listen(self._learn)
+        self.bus.listen(self._served)
+        self.bus.listen(self._learnt.note)
         for model in config.models.values():
             self._actors[model.name] = self._actor(model)
-        core = Core(
-            (
-                DeviceSpec(
-                    name=device.name,
-                    capacity_bytes=device.memory_bytes,
-                    exclusive=device.kind == "gpu",
-                )
-                for device in config.devices.values()
-            ),
-            (
-                EngineSpec(
-                    name=model.name,
-                    devices=model.devices,
-                    memory_bytes=model.memory_bytes,
-                    ram=model.ram if Tier.HOST in model.tiers else None,
-                    pin=self._pinned(model),
-                    # What others have started takes its memory already.
-                    preload=model.preload or model.launch == "attached",
-                    ttl_s=model.ttl_s,
-                )
-                for model in config.models.values()
-            ),
-            PolicySpec(
-                busy=config.scheduling.busy,
-                quantum_s=config.scheduling.quantum_s,
-                max_wait_s=config.scheduling.max_wait_s,
-                queue_limit=config.server.queue_limit,
-                queue_timeout_s=config.server.queue_timeout_s,
-                retry_backoff_s=config.scheduling.retry_backoff_s,
-            ),
+        core = core_of(
+            config,
+            policy=self._policy,
+            knowledge=self._learnt.knowledge,
+            wall_offset_s=self._learnt.wall_offset_s,
+            pinned=self._pinned,
         )
+        self._snapshots = Snapshots(config, core, self._actors.values(), self._keeper)
         self._runner = Runner(core, self, self._admission)
         background = [tasks.create_task(self._runner.run())]
         runs = [actor.run for actor in self._actors.values()]
@@ -231,9 +209,9 @@ class Daemon:
         if (actor := self._actors.get(EngineName(exited.engine))) is not None:
             actor.exited(exited)
 
-    def _learn(self, event: BusEvent) -> None:
+    def _served(self, event: BusEvent) -> None:
         if isinstance(event, RequestEnded) and event.outcome == "ok":
-            self._actors[EngineName(event.engine)].request_ended(event)
+            self._actors[EngineName(event.engine)].served()
 
     def _place(self, engine: EngineName) -> Place:
         actor = self._actors[engine]
@@ -256,13 +234,13 @@ class Daemon:
 
     # The runner's port to the engines.
 
-    def bring_in(self, engine: EngineName) -> None:
-        """Order the engine's actor to bring it in."""
-        self._actors[engine].order(Order(what="bring_in"))
+    def bring_in(self, engine: EngineName, to: Tier) -> None:
+        """Order the engine's actor to bring it in, or only to host memory."""
+        self._actors[engine].order(Order(what="bring_in", to=to))
 
-    def swap_out(self, engine: EngineName, in_flight: int, cause: str, to: Tier) -> None:
+    def swap_out(self, order: SwapOut) -> None:
         """Order the engine's actor to swap it out."""
-        self._actors[engine].order(Order(what="swap_out", in_flight=in_flight, cause=cause, to=to))
+        self._actors[order.engine].order(leaving(order))
 
     def stop(self, engine: EngineName) -> None:
         """Order the engine's actor to end it."""
@@ -305,64 +283,11 @@ class Daemon:
 
     def status(self) -> Status:
         """Return everything as it is now."""
-        return Status(
-            version=swapserve.__version__,
-            pid=os.getpid(),
-            uptime_s=time.monotonic() - self._started,
-            profile=self._keeper.profile,
-            keeper_pid=self._keeper.pid,
-            devices=tuple(self._device_status(name) for name in self._config.devices),
-            engines=tuple(self._engine_status(actor) for actor in self._actors.values()),
-        )
-
-    def _device_status(self, name: DeviceName) -> DeviceStatus:
-        assert self._runner is not None
-        account = self._runner.core.devices()[name]
-        return DeviceStatus(
-            name=name,
-            kind=self._config.devices[name].kind,
-            capacity_bytes=account.capacity_bytes,
-            reserved_bytes=account.reserved_bytes,
-            committed_bytes=account.committed_bytes,
-        )
-
-    def _engine_status(self, actor: EngineActor) -> EngineStatus:
-        assert self._runner is not None
-        model, holding, standing = actor.model, actor.holding, actor.standing
-        active, waiting, suspended = self._runner.core.counts(model.name)
-        source: Literal["configured", "measured", "unknown"] = "unknown"
-        if model.memory_bytes is not None:
-            source = "configured"
-        elif actor.figures.footprint_bytes is not None:
-            source = "measured"
-        return EngineStatus(
-            name=model.name,
-            aliases=model.aliases,
-            recipe=model.recipe.name,
-            devices=model.devices,
-            mechanism=model.mechanism if model.gpus else None,
-            host_bytes=actor.host_bytes,
-            state=standing.state,
-            tier=standing.tier,
-            since=standing.since,
-            footprint_bytes=actor.figures.footprint_bytes,
-            footprint_source=source,
-            active=active,
-            waiting=waiting,
-            suspended=suspended,
-            pinned=self._runner.core.pinned(model.name),
-            golden_image=holding.golden if holding else False,
-            image_bytes=(holding.live_image_bytes + holding.golden_image_bytes if holding else 0),
-            restored_from=holding.restored_from if holding else None,
-            address=holding.address if holding else None,
-            pid=holding.pid if holding else None,
-            last_swap=standing.last_swap,
-            error=standing.error,
-        )
+        return self._snapshots.take()
 
 
-async def _serve(config: Config, *, started_keeper: bool) -> None:
-    daemon = Daemon(config, started_keeper=started_keeper)
+async def _serve(config: Config, policy: Policy, *, started_keeper: bool) -> None:
+    daemon = Daemon(config, policy, started_keeper=started_keeper)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, daemon.closing.set)
@@ -373,17 +298,18 @@ def main(config_path: Path) -> int:
     """Run the daemon; return its exit status: 0 asked to end, 1 failed, 2 wrong configuration."""
     try:
         config = load(config_path)
+        logs.setup(config.log_format, config.log_level)
+        policy = load_policy(config.scheduling.policy, path=str(config.source))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return WRONG_CONFIG
-    logs.setup(config.log_format, config.log_level)
     home = config.paths.state_dir / "daemon"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with only_one(home / "lock", "daemon"):
             started = asyncio.run(ensure(config))
             drop_privileges(config.server.user, home)
-            asyncio.run(_serve(config, started_keeper=started))
+            asyncio.run(_serve(config, policy, started_keeper=started))
     except* (SwapServeError, OSError) as group:
         for leaf in _leaves(group):
             log.error("event=daemon_failed error=%s", leaf)  # noqa: TRY400 - the message says it

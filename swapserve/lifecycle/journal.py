@@ -1,18 +1,15 @@
 """What the daemon remembers across its own death: footprints, costs of swaps, operators' pins.
 
-What there is of each engine is not here: that the keeper knows. Written by atomic rename.
+What there is of each engine is not here: that the keeper knows.
 """
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from swapserve.ids import DeviceName
-
-log = logging.getLogger(__name__)
+from swapserve.lifecycle.jsonfile import JsonFile
 
 
 @dataclass(slots=True)
@@ -28,7 +25,7 @@ class Journal:
     """One small JSON file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = JsonFile(path, "journal")
         self._content = _Content()
 
     def open(self) -> None:
@@ -37,15 +34,12 @@ class Journal:
         Raises:
             OSError: the directory cannot be made.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists():
+        if (found := self._file.read()) is None:
             return
         try:
-            self._content = _Content(**json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            aside = self._path.with_suffix(".unreadable")
-            self._path.replace(aside)
-            log.warning("event=journal_unreadable kept=%s error=%s", aside, error)
+            self._content = _Content(**found)  # type: ignore[arg-type]
+        except TypeError as error:
+            self._file.set_aside(error)
 
     def footprint(self, engine: str) -> Mapping[str, int] | None:
         """Return the bytes last measured of an engine, by device."""
@@ -82,9 +76,4 @@ class Journal:
         self._save()
 
     def _save(self) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(self._content)))
-            temporary.rename(self._path)
-        except OSError as error:  # a full disk costs the memory, not the service
-            log.warning("event=journal_not_written error=%s", error)
+        self._file.write(asdict(self._content))
