@@ -26,7 +26,8 @@ class TimeSliceDrain:
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: at once without work, else when the wish is over-age; never in mid-request."""
-        # A device in debt cannot wait for that: its next allocation would fail.
-        at_once = (victim.idle and not victim.waiting) or wish.engine is None
+        # One that is idle has no queue either. A device in debt cannot wait for that: its next
+        # allocation would fail.
+        at_once = victim.idle or wish.engine is None
         at = 0.0 if at_once else over_age_at(view, wish)
         return Leave(at, cut_at=NEVER, rank=usual_rank(victim, victim.idle_since))

@@ -216,6 +216,21 @@ def test_the_engine_that_drains_is_not_changed_for_another_that_came_in_later() 
     assert world.transitions() == ["in a", "in b", "out a"]
 
 
+def test_a_drain_does_not_move_on_to_who_has_been_busy_longer_but_may_leave_only_now() -> None:
+    world = world_of(
+        "lru-drain", engine("a", 5, min_resident=50.0), engine("b", 5), engine("c", 5), max_wait=1e3
+    )
+    busy(world, "a")
+    world.advance(1.0)
+    busy(world, "b")
+    world.request("c")
+    assert world.of(Drain) == ["b"]
+    world.advance(60.0)
+    world.request("c")
+    world.command("pin", "c")  # something happens, and it is all planned anew
+    assert world.of(Drain) == ["b"]
+
+
 # ------------------------------------------------------- time-slice-drain
 
 
@@ -276,6 +291,14 @@ def test_staleness_is_seen_by_a_timer_and_not_by_the_next_arrival() -> None:
     world.advance(9.9)
     assert world.of(Drain) == []
     world.advance(0.1)
+    assert world.of(Drain) == ["a"]
+
+
+def test_a_device_in_debt_waits_for_nobody_s_age() -> None:
+    world = world_of("time-slice-drain", engine("a", 5), engine("b", 5))
+    busy(world, "a")
+    busy(world, "b")
+    world.measure("b", 7)
     assert world.of(Drain) == ["a"]
 
 
