@@ -105,11 +105,15 @@ def slo_itl_s(rules: Rules, engine: Engine) -> float:
 
 
 def _worth(view: View, victim: Engine) -> float:
-    """Return the seconds per second that keeping an idle engine is expected to save."""
-    knowledge, name = view.knowledge, victim.name
-    there_and_back = knowledge.costs.in_s(name, below(victim), busy=False)
-    cache = knowledge.caches.worth_s(name, view.now)
-    return knowledge.arrivals.rate(name, view.now) * there_and_back + cache / view.rules.max_wait_s
+    """Return the seconds that keeping an idle engine for `max_wait` is expected to save."""
+    knowledge, name, to = view.knowledge, victim.name, below(victim)
+    costs = knowledge.costs
+    returns = knowledge.arrivals.rate(name, view.now) * view.rules.max_wait_s
+    back = costs.in_s(name, to, busy=False)
+    # A cache that is worth more than its copy is copied, and so not lost.
+    copy = costs.out_s(name, to, busy=True) + costs.in_s(name, to, busy=True)
+    copy -= costs.out_s(name, to, busy=False) + back
+    return returns * back + min(knowledge.caches.worth_s(name, view.now), max(0.0, copy))
 
 
 def _all_read_at(view: View, victim: Engine) -> float:
