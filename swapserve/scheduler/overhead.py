@@ -1,6 +1,6 @@
 """What share of a device's time its swaps take. Pure."""
 
-from math import exp, log
+from math import exp, inf, log
 
 
 class Overhead:
@@ -33,11 +33,14 @@ class Overhead:
         """Return from when on a swap of that cost keeps the average within `share`.
 
         One that alone takes more than the share is allowed when all others are half forgotten.
+        With no share at all it is never allowed (infinity), once there was any.
         """
         most = max(share * self._horizon_s - cost_s, share * self._horizon_s / 2)
         left = self._left(now)
         if left <= most:
             return now
+        if most <= 0.0:
+            return inf
         return now + self._horizon_s * log(left / most)
 
     def _left(self, now: float) -> float:
