@@ -1,15 +1,143 @@
-"""Who is worth bringing nearer before anybody asks. Pure."""
+"""Who is worth bringing nearer before anybody asks, and how near. Pure.
+
+First what is configured (`preload`), once after the start. Then, with `look_ahead`, engines of
+which it is likely that they are asked for before somebody else wants the room: the seconds that
+their requests would save, times that chance, have to outweigh the cost of having moved them in
+vain. From disk an engine with a host tier may also come half the way.
+
+Only what is free is used, only while nobody waits, and one move at a time. Who was brought nearer
+is not brought there again before it was really asked for: else an engine that is never asked for
+would come and be sent away for ever.
+"""
 
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import AWAY, Engine
+from swapserve.scheduler.demand import AWAY, MOVING, Engine
+from swapserve.scheduler.needs import capacity_error, needed
 from swapserve.scheduler.policies.base import View
-from swapserve.states import Tier
+from swapserve.states import EngineState, Tier
+
+HORIZON_S = 3600.0
+"""What comes later than that is not prepared for."""
+VAIN = 0.25
+"""Weight of a second of moving in vain, by that of a second that a request waits less: it costs
+work, and sometimes delays who wants the room a moment later."""
+LOOK_SHARE = 0.1
+"""Look again after that share of the mean gap between an engine's requests,"""
+LOOK_MIN_S, LOOK_MAX_S = 1.0, 60.0
+"""within these bounds."""
+
+_NEARNESS = {Tier.NONE: 0, Tier.DISK: 1, Tier.HOST: 2, Tier.DEVICE: 3}
 
 
 def ahead(board: Board, view: View, group: int) -> tuple[list[tuple[Engine, Tier]], float | None]:
-    """Return which engines to bring nearer and how near, best first, and when to look again."""
-    del view
-    for engine in board.by_group[group]:
+    """Return which engines to bring nearer and how near, best first, and when to look again.
+
+    Whether there is room, also beside what others have claimed, is for the caller to see; of what
+    is not configured at most one move is to be begun.
+    """
+    engines = board.by_group[group]
+    for engine in engines:
         if engine.state not in AWAY:
             engine.preload = False
-    return [(e, Tier.DEVICE) for e in board.by_group[group] if e.preload], None
+    configured = [(engine, Tier.DEVICE) for engine in engines if engine.preload]
+    if configured or not (view.rules.look_ahead and board.policy.swaps) or _somebody_moves(engines):
+        return configured, None
+    found: list[tuple[float, int, Engine, Tier]] = []
+    again: float | None = None
+    for engine in engines:
+        if not _may_come(engine):
+            continue
+        targets = [tier for tier in (Tier.DEVICE, Tier.HOST) if _can_come(board, engine, tier)]
+        rate = view.knowledge.arrivals.rate(engine.name, view.now) if targets else 0.0
+        if not rate:
+            continue
+        look = min(max(LOOK_SHARE / rate, LOOK_MIN_S), LOOK_MAX_S)
+        look = max(look, engine.ahead_from - view.now)
+        again = look if again is None else min(again, look)
+        if engine.ahead_from > view.now:
+            continue
+        for tier in targets:
+            gain = _gain(board, view, engine, tier)
+            if gain > 0.0:
+                found.append((-gain, engine.index, engine, tier))
+    best = [(engine, tier) for _, _, engine, tier in sorted(found, key=lambda one: one[:2])]
+    return best, None if again is None else view.now + again
+
+
+def _somebody_moves(engines: list[Engine]) -> bool:
+    """Return whether anybody waits, or anything is under way: its end is looked at anyhow."""
+    return any(
+        engine.state in MOVING
+        or engine.state is EngineState.DRAINING
+        or engine.calling() is not None
+        for engine in engines
+    )
+
+
+def _may_come(engine: Engine) -> bool:
+    """Return whether nothing speaks against bringing it nearer, now or before it is asked for."""
+    return (
+        engine.state in {EngineState.SWAPPED_OUT, EngineState.STOPPED}
+        and not (engine.held or engine.unasked or engine.pinned or engine.queued)
+        and not (engine.failures or engine.refusals)
+        and engine.known
+    )
+
+
+def _can_come(board: Board, engine: Engine, tier: Tier) -> bool:
+    """Return whether it could come there, has not done so in vain, and there is room."""
+    if _NEARNESS[tier] <= max(_NEARNESS[engine.tier], _NEARNESS[engine.ahead_to]):
+        return False
+    room = board.ledger.room
+    if tier is Tier.HOST:
+        ram = engine.spec.ram
+        golden = engine.tier is Tier.DISK and not engine.dumped
+        return golden and ram is not None and room(ram) >= board.host_size(engine)
+    sizes = needed(board, engine)
+    fits = all(room(device) + board.held(engine, device) >= sizes[device] for device in sizes)
+    return fits and capacity_error(board, engine) is None
+
+
+def _gain(board: Board, view: View, engine: Engine, tier: Tier) -> float:
+    """Return the seconds that its requests are expected to save, less what may be in vain."""
+    costs, name = view.knowledge.costs, engine.name
+    whole_s = costs.in_s(name, engine.tier, busy=False)
+    rest_s = costs.in_s(name, Tier.HOST, busy=False) if tier is Tier.HOST else 0.0
+    saved_s = whole_s - rest_s
+    within_s = _horizon_s(board, view, engine, tier)
+    if saved_s <= 0.0 or within_s <= saved_s:
+        return 0.0  # it would hardly be there before the next one is wanted
+    chance = view.knowledge.arrivals.chance(name, view.now, within_s)
+    return chance * saved_s - (1.0 - chance) * VAIN * (saved_s + _back_s(view, engine, tier))
+
+
+def _back_s(view: View, engine: Engine, tier: Tier) -> float:
+    """Return the seconds in which it would make room again."""
+    by_way_of_ram = tier is Tier.DEVICE and engine.spec.ram is not None
+    return view.knowledge.costs.out_s(
+        engine.name, Tier.HOST if by_way_of_ram else engine.tier, busy=False
+    )
+
+
+def _horizon_s(board: Board, view: View, engine: Engine, tier: Tier) -> float:
+    """Return for how long it would stay there: until somebody else is expected to want the room."""
+    if tier is Tier.HOST:
+        return HORIZON_S  # what rests there gives way to everybody, at once
+    rates = sum(
+        view.knowledge.arrivals.rate(other.name, view.now)
+        for other in board.by_group[engine.group]
+        if other is not engine and other.state in AWAY and not _fit_both(board, engine, other)
+    )
+    stays_s = HORIZON_S if engine.spec.ttl_s is None else min(HORIZON_S, engine.spec.ttl_s)
+    return min(stays_s, 1.0 / rates) if rates else stays_s
+
+
+def _fit_both(board: Board, engine: Engine, other: Engine) -> bool:
+    """Return whether the other one would find room beside it."""
+    for device in other.spec.devices:
+        if device not in engine.spec.devices:
+            continue
+        ours, theirs = engine.need(device) or 0, other.need(device)
+        if theirs is None or board.ledger.room(device) < ours + theirs:
+            return False
+    return True

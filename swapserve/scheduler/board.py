@@ -213,6 +213,8 @@ class Board:
     def host_size(self, engine: Engine) -> int:
         """Return the bytes of RAM to promise it for the host tier."""
         held = sum(self.held(engine, device) for device in uses(engine.spec))
+        if not held:  # on disk: what it will hold on its devices comes to RAM first
+            held = sum(engine.need(device) or 0 for device in engine.spec.devices)
         return max(held, engine.host_measured)
 
     # ------------------------------------------------------- exclusive devices

@@ -93,6 +93,7 @@ def _bring_in(board: Board, engine: Engine, command: CommandId) -> None:
     engine.held = False
     engine.hold_after = False
     engine.hold_until = 0.0
+    engine.asked()
     board.forgive(engine)
     if engine.state is EngineState.READY:
         board.done(command)
@@ -107,6 +108,8 @@ def _swap_out(board: Board, engine: Engine, command: CommandId) -> bool:
     if broken and not board.may_depart(engine):
         return False
     _supersede_ins(board, engine, "swap-out")
+    engine.unasked = True
+    engine.preload = False
     if engine.state in SERVING:
         engine.outs.append(command)
         leave(board, engine)

@@ -150,7 +150,7 @@ class Core:
             self._refuse(event, error)
             return
         self.knowledge.arrivals.arrived(engine.name, board.now)
-        engine.ahead = False
+        engine.asked()
         lease = Lease(event.lease, engine.name, board.begin(), event.ask, board.now)
         board.leases[lease.id] = lease
         if engine.state is EngineState.READY and engine.has_slot:

@@ -122,8 +122,14 @@ class Engine:
     can_dump: bool = True
     pinned: bool = False
     preload: bool = False
-    ahead: bool = False
-    """It was brought nearer before anybody asked for it, and nobody has since."""
+    ahead_to: Tier = Tier.NONE
+    """How near it was brought before anybody asked for it, and nobody has since."""
+    ahead_from: float = 0.0
+    """It left by `ttl`: before then it is not brought nearer unless somebody asks."""
+    unasked: bool = False
+    """An operator has swapped it out: it is not brought nearer before somebody asks."""
+    dumped: bool = False
+    """On disk, with its cache: an image that can be used only once."""
     measured: dict[DeviceName, int] = field(default_factory=dict)
     """Most bytes ever measured, on each of its devices."""
     host_measured: int = 0
@@ -204,6 +210,12 @@ class Engine:
         for device in self.spec.devices:
             if device in reading:
                 self.measured[device] = max(reading[device], self.measured.get(device, 0))
+
+    def asked(self) -> None:
+        """Take in that somebody wants it now."""
+        self.ahead_to = Tier.NONE
+        self.ahead_from = 0.0
+        self.unasked = False
 
     def calling(self) -> Since | None:
         """Return since when somebody wants it on its device (None: nobody does)."""

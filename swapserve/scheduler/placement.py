@@ -206,25 +206,30 @@ class _Plan:
             self._look_at(again)
         for engine, tier in wanted:
             if tier is Tier.HOST:
-                self._promote(engine)
+                if self._promote(engine):
+                    return
                 continue
             sizes = needed(self.board, engine)
             if self._has_room(engine, sizes):
                 if self._take_turn(sizes):
-                    engine.ahead = not engine.preload
+                    configured = engine.preload
                     self._bring_in(engine, sizes)
+                    if not configured:
+                        engine.ahead_to = tier
+                        return
             elif not self._somebody_comes(engine.spec.devices):
                 engine.preload = False
 
-    def _promote(self, engine: Engine) -> None:
+    def _promote(self, engine: Engine) -> bool:
+        """Bring it to host memory if there is room; return whether that has begun."""
         ram = engine.spec.ram
-        if ram is None or ram in self.blocked:
-            return
+        if ram is None or ram in self.blocked or self.room[ram] < self.board.host_size(engine):
+            return False
         before = self.board.ledger.room(ram)
-        if self.room[ram] < self.board.host_size(engine):
-            return
         self.board.promote(engine)
+        engine.ahead_to = Tier.HOST
         self.room[ram] += self.board.ledger.room(ram) - before
+        return True
 
     def _has_room(self, engine: Engine, sizes: Footprint) -> bool:
         fits = all(self.room[device] >= size for device, size in sizes.items())
@@ -327,5 +332,6 @@ class _Plan:
                 due = max(engine.idle_since + ttl, engine.out_retry_at)
                 if due <= self.board.now:
                     self._swap_out(engine, "ttl")
+                    engine.ahead_from = self.board.now + ttl
                 else:
                     self._look_at(due)

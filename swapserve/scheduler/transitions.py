@@ -159,6 +159,7 @@ def left(board: Board, event: EngineLeft) -> None:
         return
     if engine.state not in LEAVING:
         raise IllegalTransition(engine.name, engine.state, EngineState.SWAPPED_OUT, "engine left")
+    engine.dumped = event.cache_kept and event.tier is Tier.DISK
     before = _held(board, engine) if engine.parked else None
     if before is None and engine.state is EngineState.SWAPPING_OUT:
         _went(board, engine, event)
@@ -216,9 +217,9 @@ def failed(board: Board, event: TransitionFailed) -> None:
     engine.tier = event.tier
     if event.leases_lost:
         board.lose_granted(engine, event.error)
-    if promoted:
-        engine.ahead = False
-        board.refuse_in(engine, event.error)
+    if promoted:  # nobody has asked for it, so nobody has to wait after that
+        if engine.state is EngineState.FAILED:
+            board.fail_in(engine, event.error, refusing=False)
     elif was in BRINGING_IN:
         if _refused(event):
             board.refuse_in(engine, event.error)

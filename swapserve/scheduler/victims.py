@@ -127,7 +127,7 @@ def _terms(board: Board, victim: Engine, wish: Wish) -> Leave:
     if victim.parked:
         rank = _WANTED if spared(victim) else _SPARE
         return Leave(0.0, 0.0, (rank, _loss(board, victim), victim.idle_since, victim.index))
-    if victim.ahead and victim.idle:
+    if victim.ahead_to is Tier.DEVICE and victim.idle:
         return Leave(0.0, 0.0, (_SPARE, victim.ready_since, victim.index))
     terms = board.policy.leave(board.view, victim, wish)
     kept = victim.ready_since + victim.spec.min_resident_s
