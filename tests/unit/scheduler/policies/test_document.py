@@ -1,8 +1,11 @@
 """The example of docs/policies.md, as it stands there: installed, loaded, and at work."""
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from swapserve.ids import EngineName
 from swapserve.messages import Drain
@@ -16,14 +19,25 @@ DOCUMENT = Path(__file__).parents[4] / "docs" / "policies.md"
 FILE = re.compile(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def quick_first(install: Install) -> World:
-    """Install the example; `slow` takes 20 s to come in, `quick` 2 s, and `other` is there."""
-    files = dict(FILE.findall(DOCUMENT.read_text()))
-    project = tomllib.loads(files["pyproject.toml"])
+def files() -> dict[str, str]:
+    return dict(FILE.findall(DOCUMENT.read_text()))
+
+
+def add_quick_first(install: Install) -> str:
+    """Install the example as its project says; return the policy's name."""
+    found = files()
+    project = tomllib.loads(found["pyproject.toml"])
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["include"] == ["quick_first.py"]
     points = project["project"]["entry-points"][GROUP]
-    install("quick_first", files["quick_first.py"], points)
+    install("quick_first", found["quick_first.py"], points)
     (name,) = points
+    assert isinstance(name, str)
+    return name
+
+
+def quick_first(install: Install) -> World:
+    """Return a world of its own: `slow` takes 20 s to come in, `quick` 2 s."""
+    name = add_quick_first(install)
     knowledge = Knowledge()
     for engine_name, seconds in (("slow", 20.0), ("quick", 2.0)):
         for _ in range(20):
@@ -66,3 +80,14 @@ def test_a_busy_engine_drains_after_five_seconds_and_is_cut_off_for_the_over_age
     world.advance(0.2)
     assert world.state(lease) is LeaseState.SUSPENDED
     assert world.transitions() == ["in other", "out other"]
+
+
+def test_a_trace_is_replayed_against_it(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_quick_first(install)
+    (tmp_path / "replay.py").write_text(files()["replay.py"])
+    runpy.run_path(str(tmp_path / "replay.py"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["quick-first", "lru", "adaptive"]
+    assert all(re.search(r": \d+ swaps, .* \d+\.\d s$", line) for line in lines), lines
