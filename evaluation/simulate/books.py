@@ -57,6 +57,18 @@ class Books:
 
     # ------------------------------------------------------------------- bytes
 
+    def fits(self, engine: Engine) -> bool:
+        """Return whether there is room for what the engine needs to serve."""
+        return all(
+            self._gpus[number].used + engine.kind.bytes <= self._gpus[number].capacity
+            for number in engine.gpus
+        )
+
+    def fits_ram(self, engine: Engine) -> bool:
+        """Return whether host memory has room for its state without its cache."""
+        needed = engine.kind.lean_bytes * len(engine.gpus)
+        return self._ram_used + needed <= self._ram
+
     def hold(self, engine: Engine) -> None:
         """Take what the engine needs to serve, beyond what it has kept of its GPUs.
 

@@ -112,8 +112,8 @@ def build(
         costs: the table.
         gpus: how many.
         models: how many, the most popular one first.
-        held: a GPU's memory, as a multiple of the largest engine on it; never more than the
-            table's GPU has.
+        held: a GPU's memory, as a multiple of the largest engine on it, beside what sleeping ones
+            keep; never more than the table's GPU has.
         kinds: names of the table's kinds to use; empty: all.
 
     Raises:
@@ -130,12 +130,10 @@ def build(
         kind = chosen[(number + number // gpus) % len(chosen)]
         name = EngineName(f"m{number:02d}")
         found.append(Model(name=name, kind=kind, gpus=(number % gpus,)))
-    largest = [
-        max((model.kind.bytes for model in found if gpu in model.gpus), default=costs.gpu_bytes)
-        for gpu in range(gpus)
-    ]
-    return Cluster(
-        models=tuple(found),
-        gpu_bytes=tuple(min(costs.gpu_bytes, round(held * size)) for size in largest),
-        ram_bytes=costs.ram_bytes * gpus,
-    )
+    sizes = []
+    for gpu in range(gpus):
+        here = [model.kind for model in found if gpu in model.gpus]
+        largest = max((kind.bytes for kind in here), default=costs.gpu_bytes)
+        residues = sum(kind.residue_bytes for kind in here)
+        sizes.append(min(costs.gpu_bytes, round(held * largest) + residues))
+    return Cluster(models=tuple(found), gpu_bytes=tuple(sizes), ram_bytes=costs.ram_bytes * gpus)

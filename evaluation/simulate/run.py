@@ -82,13 +82,12 @@ def simulate(
             raise ValueError(f"'{policy}' is none of {', '.join(POLICIES)}")
         policy = POLICIES[policy]()
     workload.check(len(cluster.models))
-    resident = not policy.swaps
-    if resident:
+    if not policy.swaps:
         cluster = cluster.boundless()
     run = _Run(cluster, workload, policy, rules, noise=noise, seed=seed)
     if timed:
         run.time_core()
-    return run.to_the_end(resident=resident)
+    return run.to_the_end()
 
 
 class _Run:
@@ -165,9 +164,9 @@ class _Run:
 
         self._handle = timed
 
-    def to_the_end(self, *, resident: bool) -> Outcome:
+    def to_the_end(self) -> Outcome:
         begun = time.perf_counter()
-        for seen in self.world.seen(resident=resident):
+        for seen in self.world.seen():
             self._tell(seen)
         heap, arrival = self.agenda.heap, self.workload.arrival
         while self.left:

@@ -41,28 +41,36 @@ class World:
         self._noise = noise
         self._rng = random.Random(f"{seed} moves")
 
-    def seen(self, *, resident: bool) -> list[EngineSeen]:
+    def seen(self) -> list[EngineSeen]:
         """Put all engines in their first place and return what a daemon would find.
 
-        Each has been started once and left an image; `resident`: all of them serve.
+        Each has been started once and left an image. The first ones, which are the most popular,
+        serve as long as they fit, the next ones rest in host memory.
         """
-        return [self._place(engine, resident=resident) for engine in self.engines]
+        return [self._place(engine) for engine in self.engines]
 
-    def _place(self, engine: Engine, *, resident: bool) -> EngineSeen:
-        if resident:
+    def _place(self, engine: Engine) -> EngineSeen:
+        kind = engine.kind
+        if self._books.fits(engine):
             self._books.hold(engine)
             engine.state, engine.tier = _S.READY, Tier.DEVICE
         else:
             engine.server.freeze()
-            if engine.kind.has(Tier.DISK):
+            if kind.has(Tier.HOST) and self._books.fits_ram(engine):
+                engine.state, engine.tier = _S.SWAPPED_OUT, Tier.HOST
+                self._books.hold_ram(engine, kept=False)
+                self._books.give_back(engine, -kind.residue_bytes)
+            elif kind.has(Tier.DISK):
                 engine.state, engine.tier = _S.SWAPPED_OUT, Tier.DISK
         return EngineSeen(
             engine=engine.name,
             state=engine.state,
             tier=engine.tier,
             footprint=engine.footprint(),
-            can_preempt=engine.kind.preempts,
-            can_dump=engine.kind.dumps,
+            can_preempt=kind.preempts,
+            can_dump=kind.dumps,
+            host_bytes=engine.host_bytes,
+            residue=engine.residue(),
         )
 
     # --------------------------------------------------------------- requests
@@ -191,25 +199,26 @@ class World:
         return False, drop.out_s
 
     def _lower(self, engine: Engine, effect: SwapOut, now: float) -> None:
-        """From host memory to disk, or to nothing where the image on disk is as good."""
-        if effect.to is not Tier.DISK:
-            raise IllegalEffect(f"{engine.name}: lowered to {effect.to}")
-        kind = engine.kind
-        worth_it = engine.kept and kind.down_s is not None and effect.cache_s > kind.down_s
-        if effect.in_flight:
-            if not engine.kept or kind.down_s is None or not kind.dumps:
-                raise IllegalEffect(f"{engine.name}: its requests would not survive this")
-            worth_it = True
-        if worth_it and kind.down_s is not None:
-            tier, seconds = Tier.DISK, kind.down_s
+        """From host memory to disk, or to nothing where the image on disk is as good.
+
+        To HOST: only what it has kept of its GPU has to go, and no way is known that spares the rest.
+        """
+        kind, tier = engine.kind, effect.to
+        if tier is Tier.HOST and not kind.residue_bytes:
+            raise IllegalEffect(f"{engine.name}: lowered to {tier}, where it is")
+        whole = kind.down_s if engine.kept and tier is Tier.DISK and kind.dumps else None
+        if effect.in_flight and whole is None:
+            raise IllegalEffect(f"{engine.name}: its requests would not survive this")
+        if whole is not None and (effect.in_flight or effect.cache_s > whole):
+            tier, seconds = Tier.DISK, whole
         else:
             tier = Tier.DISK if (Tier.DISK, False) in kind.ways else Tier.NONE
             seconds = kind.kill_s
             engine.kept = False
-        engine.state = _S.SWAPPING_OUT
-        self.activity.lowered += 1
         if kind.residue_bytes:
             self._books.occupy(engine)
+        engine.state = _S.SWAPPING_OUT
+        self.activity.lowered += 1
         self._begin(engine, tier, seconds, now, on_gpus=bool(kind.residue_bytes))
 
     def drain(self, effect: Drain) -> None:
