@@ -10,7 +10,7 @@ from typing import Literal
 
 from swapserve.events import BusEvent, EngineChanged, RequestEnded, SwapEnded
 from swapserve.states import EngineState
-from swapserve.status import Status
+from swapserve.status import Outlook, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
@@ -96,10 +96,21 @@ class Metrics:
             "ttft_seconds",
             seconds,
             "From accepting a request to the first byte of its answer, swaps included.",
-            *engine,
+            "engine",
+            "priority",
         )
         self._queue_s = new(
-            "queue_seconds", seconds, "From asking for the engine to being let in.", *engine
+            "queue_seconds",
+            seconds,
+            "From asking for the engine to being let in.",
+            "engine",
+            "priority",
+        )
+        self._prompt_tokens = new(
+            "prompt_tokens_total", "counter", "Tokens of prompts, estimated.", "engine", "priority"
+        )
+        self._generation_tokens = new(
+            "generation_tokens_total", "counter", "Tokens of whole answers.", "engine", "priority"
         )
         self._bytes_out = new(
             "response_bytes_total", "counter", "Body bytes sent to clients.", *engine
@@ -139,6 +150,30 @@ class Metrics:
             "engine_image_bytes", "gauge", "Bytes of the engine's images on disk.", *engine
         )
         self._leases = new("leases", "gauge", "Open requests.", "engine", "state")
+        self._waiting = new(
+            "requests_waiting", "gauge", "Requests that wait.", "engine", "priority"
+        )
+        self._wait_s = new(
+            "predicted_wait_seconds", "gauge", "Wait of a request that came now.", *engine
+        )
+        self._arrivals = new(
+            "arrivals_per_second", "gauge", "Rate at which requests come lately.", *engine
+        )
+        self._cost_s = new(
+            "swap_cost_seconds",
+            "gauge",
+            "Expected duration of a swap while idle.",
+            "engine",
+            "direction",
+            "tier",
+        )
+        self._forecasts = new(
+            "forecasts",
+            "gauge",
+            "Requests whose run time was forecast, by whether it held.",
+            "result",
+        )
+        self._policy = new("scheduling_policy_info", "gauge", "Always 1.", "policy")
         self._device = new("device_bytes", "gauge", "Memory of a device.", "device", "kind")
         self._uptime = new("uptime_seconds", "gauge", "Age of the daemon.")
         self._info = new("build_info", "gauge", "Always 1; the version is a label.", "version")
@@ -168,9 +203,12 @@ class Metrics:
     def _request(self, event: RequestEnded) -> None:
         self._requests.add(1, event.engine, event.endpoint, event.outcome)
         self._request_s.observe(event.seconds, event.engine)
-        self._queue_s.observe(event.queue_s, event.engine)
+        self._queue_s.observe(event.queue_s, event.engine, event.priority)
         if event.ttft_s is not None:
-            self._ttft_s.observe(event.ttft_s, event.engine)
+            self._ttft_s.observe(event.ttft_s, event.engine, event.priority)
+        if event.tokens_out is not None:
+            self._prompt_tokens.add(event.tokens_in, event.engine, event.priority)
+            self._generation_tokens.add(event.tokens_out, event.engine, event.priority)
         self._bytes_out.add(event.bytes_out, event.engine)
         self._suspensions.add(event.suspensions, event.engine)
 
@@ -191,7 +229,11 @@ class Metrics:
                 family.clear()
         self._uptime.set(status.uptime_s)
         self._info.set(1, status.version)
+        self._policy.set(1, status.policy)
+        self._forecasts.set(status.forecasts_met, "met")
+        self._forecasts.set(status.forecasts - status.forecasts_met, "missed")
         for engine in status.engines:
+            self._look_out(engine.name, engine.outlook)
             for state in EngineState:
                 self._state.set(float(engine.state is state), engine.name, state)
             if engine.footprint_bytes is not None:
@@ -205,6 +247,15 @@ class Metrics:
             self._device.set(device.capacity_bytes, device.name, "capacity")
             self._device.set(device.reserved_bytes, device.name, "reserved")
             self._device.set(device.committed_bytes, device.name, "committed")
+
+    def _look_out(self, engine: str, outlook: Outlook) -> None:
+        for priority, count in outlook.queued.items():
+            self._waiting.set(count, engine, priority)
+        self._wait_s.set(outlook.wait_s, engine)
+        self._arrivals.set(outlook.arrivals_per_s, engine)
+        for direction, costs in (("out", outlook.out_s), ("in", outlook.in_s)):
+            for tier, seconds in costs.items():
+                self._cost_s.set(seconds, engine, direction, tier)
 
 
 def _escaped(text: str) -> str:

@@ -23,6 +23,9 @@ _DONE: dict[Action, str] = {
 @click.command()
 @click.option("--phases", is_flag=True, help="Show the last swap of each model by phase.")
 @click.option(
+    "--outlook", is_flag=True, help="Show what is expected of each model: waits, demand, costs."
+)
+@click.option(
     "--watch",
     type=click.FloatRange(min=0.1),
     is_flag=False,
@@ -33,7 +36,7 @@ _DONE: dict[Action, str] = {
 )
 @json_option
 @pass_settings
-def status(settings: Settings, *, phases: bool, watch: float | None) -> None:
+def status(settings: Settings, *, phases: bool, outlook: bool, watch: float | None) -> None:
     """Show where every model is: state, tier, memory, requests, last swap."""
     with settings.client() as client:
         while True:
@@ -43,7 +46,7 @@ def status(settings: Settings, *, phases: bool, watch: float | None) -> None:
             if settings.as_json:
                 echo_json(now.as_json(), one_line=watch is not None)
             else:
-                click.echo(render.status_text(now, phases=phases))
+                click.echo(render.status_text(now, phases=phases, outlook=outlook))
             if watch is None:
                 return
             time.sleep(watch)

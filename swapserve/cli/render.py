@@ -10,6 +10,7 @@ WIDTH = 80
 BAR = 20
 _STEP = 1024
 _FULL_DIGITS = 100
+_TWO_DIGITS = 10
 _KIND = {
     "cold_start": "cold",
     "swap_in": "in",
@@ -44,16 +45,20 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def status_text(status: Status, *, phases: bool = False) -> str:
+def status_text(status: Status, *, phases: bool = False, outlook: bool = False) -> str:
     """Return the table of `swapserve status`."""
-    head = (
+    head = [
         f"SwapServe {status.version}, up {human_seconds(status.uptime_s)}, profile"
         f" {status.profile}, pid {status.pid}, keeper {status.keeper_pid}"
-    )
-    parts = [[head], _engines(status.engines)]
+    ]
+    if outlook:
+        head.append(_scheduling(status))
+    parts = [head, _engines(status.engines)]
     details = [line for engine in status.engines for line in _details(engine, phases=phases)]
     if any(engine.pinned for engine in status.engines):
         details.append("* pinned")
+    if outlook:
+        parts.append([line for engine in status.engines for line in _outlook(engine)])
     parts += [details, [_device(device) for device in status.devices]]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -97,6 +102,40 @@ def _details(engine: EngineStatus, *, phases: bool) -> list[str]:
     if phases and engine.last_swap is not None:
         lines.append(f"{engine.name}: {swap_text(engine.last_swap)}")
     return lines
+
+
+def _scheduling(status: Status) -> str:
+    if not status.forecasts:
+        return f"policy {status.policy}, no forecasts so far"
+    share = status.forecasts_met / status.forecasts
+    return (
+        f"policy {status.policy}, P90 of run times held for {share:.0%} of"
+        f" {status.forecasts} requests"
+    )
+
+
+def _outlook(engine: EngineStatus) -> list[str]:
+    """Say what the scheduler expects of an engine: waits, demand, costs of swaps."""
+    seen, name = engine.outlook, _cut(engine.name, 20)
+    queued = [f"{count} {priority}" for priority, count in seen.queued.items() if count]
+    return [
+        f"{name}: wait {human_seconds(seen.wait_s)}, {_rate(seen.arrivals_per_s)}",
+        *([f"  queued: {', '.join(queued)}"] if queued else []),
+        *(
+            f"  swap {direction}: "
+            + ", ".join(f"{tier} {human_seconds(cost)}" for tier, cost in costs.items())
+            for direction, costs in (("out to", seen.out_s), ("in from", seen.in_s))
+            if costs
+        ),
+    ]
+
+
+def _rate(per_s: float) -> str:
+    seconds, unit = next(
+        (found for found in ((1, "s"), (60, "min")) if per_s * found[0] >= 1), (3600, "h")
+    )
+    count = per_s * seconds
+    return f"{count:.{0 if count >= _TWO_DIGITS else 1}f} requests/{unit}"
 
 
 def _on_gpu(engine: EngineStatus, mechanism: str) -> str:

@@ -1,11 +1,12 @@
 """Metrics in text format."""
 
 import re
+from dataclasses import replace
 
 from swapserve.events import Bus, EngineChanged, Notice, RequestEnded, SwapEnded
 from swapserve.metrics import Family, Metrics
 from swapserve.states import EngineState, Tier
-from swapserve.status import DeviceStatus, Status, SwapSummary
+from swapserve.status import DeviceStatus, Outlook, Status, SwapSummary
 from tests.support.admin_server import engine
 
 LINE = re.compile(r'^[a-z_]+(\{([a-z]+="([^"\\\n]|\\.)*",?)+\})? -?([0-9.e+-]+|\+Inf)$')
@@ -77,10 +78,19 @@ def test_requests_are_counted_by_engine_endpoint_and_outcome() -> None:
     assert value(text, f'swapserve_requests_total{{{by},outcome="ok"}}') == 1
     assert value(text, f'swapserve_requests_total{{{by},outcome="client_left"}}') == 1
     assert value(text, 'swapserve_request_seconds_sum{engine="a"}') == 4
-    assert value(text, 'swapserve_ttft_seconds_count{engine="a"}') == 1
-    assert value(text, 'swapserve_queue_seconds_bucket{engine="a",le="0.1"}') == 0
-    assert value(text, 'swapserve_queue_seconds_bucket{engine="a",le="0.25"}') == 2
-    assert value(text, 'swapserve_queue_seconds_bucket{engine="a",le="+Inf"}') == 2
+    assert value(text, 'swapserve_ttft_seconds_count{engine="a",priority="interactive"}') == 1
+    assert (
+        value(text, 'swapserve_queue_seconds_bucket{engine="a",priority="interactive",le="0.1"}')
+        == 0
+    )
+    assert (
+        value(text, 'swapserve_queue_seconds_bucket{engine="a",priority="interactive",le="0.25"}')
+        == 2
+    )
+    assert (
+        value(text, 'swapserve_queue_seconds_bucket{engine="a",priority="interactive",le="+Inf"}')
+        == 2
+    )
     assert value(text, 'swapserve_suspensions_total{engine="a"}') == 2
     assert value(text, 'swapserve_response_bytes_total{engine="a"}') == 100
 
@@ -147,3 +157,44 @@ def test_help_is_escaped_and_buckets_end_with_everything() -> None:
         "x_seconds_sum 10000.005",
         "x_seconds_count 2",
     ]
+
+
+def test_what_the_scheduler_expects_is_measured_at_each_scrape() -> None:
+    outlook = Outlook(
+        queued={"urgent": 1, "batch": 4},
+        wait_s=12.5,
+        arrivals_per_s=0.25,
+        out_s={"host": 0.5, "none": 0.75},
+        in_s={"host": 1.5},
+    )
+    status = replace(a_status(outlook=outlook), policy="lru", forecasts=10, forecasts_met=9)
+    metrics = Metrics()
+    text = metrics.render(status)
+    for series, expected in (
+        ('requests_waiting{engine="a",priority="urgent"}', 1),
+        ('requests_waiting{engine="a",priority="batch"}', 4),
+        ('predicted_wait_seconds{engine="a"}', 12.5),
+        ('arrivals_per_second{engine="a"}', 0.25),
+        ('swap_cost_seconds{engine="a",direction="out",tier="host"}', 0.5),
+        ('swap_cost_seconds{engine="a",direction="out",tier="none"}', 0.75),
+        ('swap_cost_seconds{engine="a",direction="in",tier="host"}', 1.5),
+        ('forecasts{result="met"}', 9),
+        ('forecasts{result="missed"}', 1),
+        ('scheduling_policy_info{policy="lru"}', 1),
+    ):
+        assert value(text, f"swapserve_{series}") == expected
+    assert "swapserve_swap_cost_seconds{" not in metrics.render(a_status())
+
+
+def test_tokens_and_waits_are_told_apart_by_priority() -> None:
+    metrics = Metrics()
+    metrics.count(a_request(priority="batch", tokens_in=100.0, tokens_out=20.0))
+    metrics.count(a_request(priority="batch", tokens_in=50.0, tokens_out=5.0))
+    metrics.count(a_request(priority="urgent", tokens_in=7.0, tokens_out=None))
+    text = metrics.render(a_status())
+    batch = '{engine="a",priority="batch"}'
+    assert value(text, f"swapserve_prompt_tokens_total{batch}") == 150
+    assert value(text, f"swapserve_generation_tokens_total{batch}") == 25
+    assert value(text, f"swapserve_queue_seconds_count{batch}") == 2
+    assert value(text, 'swapserve_queue_seconds_count{engine="a",priority="urgent"}') == 1
+    assert 'tokens_total{engine="a",priority="urgent"}' not in text

@@ -7,6 +7,7 @@ import pytest
 from swapserve.cli.render import event_text, human_bytes, human_seconds, status_text
 from swapserve.events import EngineChanged, Notice, RequestEnded, SwapEnded, as_json
 from swapserve.states import EngineState, Tier
+from swapserve.status import Outlook
 from tests.support.admin_server import GIB, LAST_SWAP, engine, two_engines
 
 
@@ -56,6 +57,13 @@ def test_the_longest_table_fits_80_columns() -> None:
         devices=tuple(f"gpu{number}" for number in range(16)),
         mechanism="deep_sleep",
         host_bytes=1000 << 20,
+        outlook=Outlook(
+            queued={"urgent": 256, "interactive": 256, "batch": 256},
+            wait_s=99.94,
+            arrivals_per_s=99.94,
+            out_s=dict.fromkeys(("host", "disk", "none"), 99.94),
+            in_s=dict.fromkeys(("host", "disk", "none"), 99.94),
+        ),
     )
     status = two_engines()
     device = replace(
@@ -65,7 +73,9 @@ def test_the_longest_table_fits_80_columns() -> None:
         capacity_bytes=1000 << 30,
     )
     status = replace(status, engines=(wide,), devices=(device,), uptime_s=9e6, pid=4194304)
-    text = status_text(replace(status, keeper_pid=4194303, profile="unprivileged"))
+    status = replace(status, policy="time-slice-drain", forecasts=10**6, forecasts_met=10**6)
+    status = replace(status, keeper_pid=4194303, profile="unprivileged")
+    text = status_text(status, outlook=True)
     assert max(map(len, text.splitlines())) <= 80
     assert "* pinned" in text
     assert "organisat" in text
@@ -102,6 +112,50 @@ def test_reserved_bytes_are_drawn_apart() -> None:
     device = replace(status.devices[0], committed_bytes=GIB, reserved_bytes=2 * GIB)
     text = status_text(replace(status, devices=(device,)))
     assert "[#####++++++++++-----] 3.0 GiB of 4.0 GiB (75%), 2.0 GiB reserved" in text
+
+
+def test_the_outlook_says_waits_demand_and_costs() -> None:
+    expected = Outlook(
+        queued={"urgent": 2, "interactive": 0, "batch": 30},
+        wait_s=12.34,
+        arrivals_per_s=0.2,
+        out_s={"host": 0.5, "none": 1.0},
+        in_s={"host": 0.25, "none": 30.0},
+    )
+    status = replace(
+        two_engines(),
+        policy="adaptive",
+        forecasts=200,
+        forecasts_met=181,
+        engines=(engine("a", outlook=expected), engine("b")),
+    )
+    lines = status_text(status, outlook=True).splitlines()
+    assert "policy adaptive, P90 of run times held for 90% of 200 requests" in lines
+    at = lines.index("a: wait 12.3 s, 12 requests/min")
+    assert lines[at + 1 : at + 5] == [
+        "  queued: 2 urgent, 30 batch",
+        "  swap out to: host 0.50 s, none 1.00 s",
+        "  swap in from: host 0.25 s, none 30.0 s",
+        "b: wait 0.00 s, 0.0 requests/h",
+    ]
+    assert "wait" not in status_text(status).lower().replace("act/wait/susp", "")
+    none = status_text(replace(status, forecasts=0), outlook=True)
+    assert "policy adaptive, no forecasts so far" in none
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (123.4, "123 requests/s"),
+        (9.94, "9.9 requests/s"),
+        (0.999, "60 requests/min"),
+        (1 / 60, "1.0 requests/min"),
+        (0.001, "3.6 requests/h"),
+    ],
+)
+def test_a_rate_is_shown_in_the_unit_that_suits(rate: float, words: str) -> None:
+    busy = engine("a", outlook=Outlook(arrivals_per_s=rate))
+    assert words in status_text(replace(two_engines(), engines=(busy,)), outlook=True)
 
 
 @pytest.mark.parametrize(
