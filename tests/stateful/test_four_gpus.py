@@ -14,8 +14,9 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import EngineName
-from swapserve.messages import BringIn, EngineSpec, StopEngine, SwapOut, Verb
+from swapserve.messages import Ask, BringIn, EngineSpec, StopEngine, SwapOut, Verb
 from swapserve.states import EngineState, LeaseState, Tier
+from tests.stateful.draws import asks, policies, slots, swap_seconds, used
 from tests.stateful.world import DEVICE, World, engine, gpu, host
 
 S = EngineState
@@ -47,12 +48,14 @@ class Machine(RuleBasedStateMachine):
         sizes=st.lists(st.sampled_from([2, 4, 6, 9, 10]), min_size=8, max_size=8),
         ram=st.sampled_from([0, 6, 15, 25, 100]),
         unknown=st.sampled_from([False, False, False, True]),
-        busy=st.sampled_from(["preempt", "drain"]),
+        policy=policies,
+        slots=st.lists(slots, min_size=8, max_size=8),
         can_preempt=st.lists(st.booleans(), min_size=8, max_size=8),
         can_dump=st.lists(st.booleans(), min_size=8, max_size=8),
         preload=st.booleans(),
         ttl=st.sampled_from([None, 20.0]),
-        quantum=st.sampled_from([1.0, 10.0, 50.0]),
+        quantum=st.sampled_from([None, None, 1.0, 50.0]),
+        look_ahead=st.booleans(),
         parked=st.booleans(),
     )
     def begin(
@@ -61,12 +64,14 @@ class Machine(RuleBasedStateMachine):
         sizes: list[int],
         ram: int,
         unknown: bool,
-        busy: str,
+        policy: str,
+        slots: list[int | None],
         can_preempt: list[bool],
         can_dump: list[bool],
         preload: bool,
         ttl: float | None,
-        quantum: float,
+        quantum: float | None,
+        look_ahead: bool,
         parked: bool,
     ) -> None:
         self.unknown = unknown
@@ -78,14 +83,16 @@ class Machine(RuleBasedStateMachine):
                 ram=DEVICE if name != "cpu" and ram else None,
                 preload=preload and name in {"left", "last"},
                 ttl=ttl if name in {"two", "all"} else None,
+                slots=slot,
             )
-            for name, size in zip(NAMES, sizes, strict=True)
+            for name, size, slot in zip(NAMES, sizes, slots, strict=True)
         ]
         self.world = World(
             *specs,
             devices=[host(max(ram, 10)), *(gpu(f"g{number}") for number in range(4))],
-            busy=busy,
+            policy=policy,
             quantum=quantum,
+            look_ahead=look_ahead,
             queue_limit=4,
             see=False,
         )
@@ -104,33 +111,38 @@ class Machine(RuleBasedStateMachine):
 
     # ----------------------------------------------------------------- clients
 
-    @rule(some=st.lists(names, min_size=1, max_size=3))
-    def requests(self, some: list[str]) -> None:
-        for name in some:
-            self.world.request(name)
+    @rule(some=st.lists(st.tuples(names, asks), min_size=1, max_size=3))
+    def requests(self, some: list[tuple[str, Ask]]) -> None:
+        for name, ask in some:
+            self.world.request(name, ask=ask)
 
     @precondition(lambda self: self.world.live)
     @rule(data=st.data())
     def a_lease_ends_or_its_client_leaves(self, data: st.DataObject) -> None:
-        self.world.end(data.draw(st.sampled_from(sorted(self.world.live))))
+        lease = data.draw(st.sampled_from(sorted(self.world.live)))
+        answered = self.world.state(lease) is L.ACTIVE
+        self.world.end(lease, data.draw(used) if answered else None)
 
     # ----------------------------------------------------------------- engines
 
     @precondition(lambda self: self.world.pending)
-    @rule(data=st.data(), surprise=st.sampled_from([0, 0, 0, 3]))
-    def a_transition_succeeds(self, data: st.DataObject, surprise: int) -> None:
+    @rule(data=st.data(), surprise=st.sampled_from([0, 0, 0, 3]), seconds=swap_seconds)
+    def a_transition_succeeds(self, data: st.DataObject, surprise: int, seconds: float) -> None:
         world = self.world
         name = data.draw(st.sampled_from(sorted(world.pending)))
         what = world.pending[name]
         if isinstance(what, BringIn):
             if name in world.dead:
                 world.fail(name)
+            elif world.promotes(what):
+                self._rest(data, name, what, seconds)
             elif self.unknown:
-                world.ready(name, (world.specs[name].memory_bytes or 2) + surprise)
+                size = (world.specs[name].memory_bytes or 2) + surprise
+                world.ready(name, size, seconds=seconds)
             else:
-                world.ready(name)
+                world.ready(name, seconds=seconds)
         elif isinstance(what, SwapOut) and name not in world.dead:
-            self._rest(data, name, what)
+            self._rest(data, name, what, seconds)
         else:
             world.left(name)
 
@@ -140,11 +152,18 @@ class Machine(RuleBasedStateMachine):
             self._answer_all()
             self.world.advance(seconds)
 
-    def _rest(self, data: st.DataObject, name: EngineName, what: SwapOut) -> None:
-        """Leave to the tier asked for or to one below, all of it or with contexts left behind."""
+    def _rest(
+        self, data: st.DataObject, name: EngineName, what: SwapOut | BringIn, seconds: float
+    ) -> None:
+        """Leave to the tier asked for or to one below, all of it or with contexts left behind.
+
+        One that is brought nearer arrives in host memory, or not at all.
+        """
         world = self.world
         tiers = [Tier.HOST, Tier.DISK, Tier.NONE] if what.to is Tier.HOST else [Tier.DISK]
-        if not world.on(name, L.SUSPENDED) and what.to is Tier.DISK:
+        if isinstance(what, BringIn):
+            tiers = [Tier.HOST]
+        elif not world.on(name, L.SUSPENDED) and what.to is Tier.DISK:
             tiers.append(Tier.NONE)
         elif world.on(name, L.SUSPENDED) and not world.can_dump[name]:
             tiers = [Tier.HOST]
@@ -154,7 +173,10 @@ class Machine(RuleBasedStateMachine):
         left = dict.fromkeys(SPANS[name], 1) if sleeps else None
         lost = tier is Tier.NONE and bool(world.on(name, L.SUSPENDED))
         size = max(0, world.bound(name) - data.draw(st.sampled_from([0, 0, 1]))) if parks else None
-        world.left(name, tier, in_ram=size, residue=left, lost=lost)
+        kept = data.draw(st.booleans())
+        world.left(
+            name, tier, in_ram=size, residue=left, lost=lost, seconds=seconds, cache_kept=kept
+        )
 
     @precondition(lambda self: self.world.pending)
     @rule(data=st.data(), lost=seldom, happens=seldom)
@@ -222,6 +244,7 @@ class Machine(RuleBasedStateMachine):
             world.command("unpin", name)
         for _ in range(120):
             self._answer_all()
+            self.world.make_way()
             for lease in [i for i in sorted(world.live) if world.state(i) is L.ACTIVE]:
                 world.end(lease)
             world.advance(30.0)
@@ -232,11 +255,14 @@ class Machine(RuleBasedStateMachine):
     def _answer_all(self) -> None:
         world = self.world
         for name in sorted(world.pending):
-            if name in world.dead and isinstance(world.pending[name], BringIn):
+            if name not in world.pending:
+                continue
+            what = world.pending[name]
+            if name in world.dead and isinstance(what, BringIn):
                 world.fail(name)
-            elif isinstance(world.pending[name], BringIn):
+            elif isinstance(what, BringIn) and not world.promotes(what):
                 world.ready(name, 2 if world.specs[name].memory_bytes is None else None)
-            elif name in world.pending:
+            else:
                 world.left(name)
 
     def _coming(self) -> list[str]:
@@ -245,6 +271,7 @@ class Machine(RuleBasedStateMachine):
             name
             for name, what in pending
             if isinstance(what, BringIn)
+            and not self.world.promotes(what)
             and name not in self.world.dead
             and self.world.tiers[name] is not Tier.DEVICE
         )

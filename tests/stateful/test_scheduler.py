@@ -13,8 +13,9 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import DeviceName
-from swapserve.messages import BringIn, DeviceSpec, StopEngine, Verb
+from swapserve.messages import Ask, BringIn, DeviceSpec, StopEngine, Verb
 from swapserve.states import EngineState, LeaseState, Tier
+from tests.stateful.draws import asks, policies, queue_limits, slots, swap_seconds, used
 from tests.stateful.world import DEVICE, World, engine
 
 S = EngineState
@@ -33,11 +34,18 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         sizes=st.lists(st.sampled_from([2, 4, 6, 9, 10, 11]), min_size=5, max_size=5),
         unknown=st.sampled_from([False, False, True]),
-        busy=st.sampled_from(["preempt", "drain"]),
+        policy=policies,
+        slots=st.lists(slots, min_size=5, max_size=5),
+        limits=st.lists(queue_limits, min_size=5, max_size=5),
+        limit=st.sampled_from([3, 1000]),
+        min_resident=st.sampled_from([0.0, 0.0, 20.0]),
         can_preempt=st.lists(st.booleans(), min_size=5, max_size=5),
         preload=st.booleans(),
         ttl=st.sampled_from([None, 20.0]),
-        quantum=st.sampled_from([1.0, 10.0, 50.0]),
+        quantum=st.sampled_from([None, None, 1.0, 50.0]),
+        share=st.sampled_from([0.0, 0.2, 0.9]),
+        max_wait=st.sampled_from([0.0, 30.0, 30.0]),
+        look_ahead=st.booleans(),
         queue_timeout=st.sampled_from([15.0, 1e6]),
         ready=st.booleans(),
     )
@@ -46,11 +54,18 @@ class Machine(RuleBasedStateMachine):
         *,
         sizes: list[int],
         unknown: bool,
-        busy: str,
+        policy: str,
+        slots: list[int | None],
+        limits: list[int | None],
+        limit: int,
+        min_resident: float,
         can_preempt: list[bool],
         preload: bool,
         ttl: float | None,
-        quantum: float,
+        quantum: float | None,
+        share: float,
+        max_wait: float,
+        look_ahead: bool,
         queue_timeout: float,
         ready: bool,
     ) -> None:
@@ -63,8 +78,11 @@ class Machine(RuleBasedStateMachine):
                 preload=preload and name in "ab",
                 ttl=ttl if name != "c" else None,
                 device=other if name == "e" else DEVICE,
+                slots=slot,
+                queue_limit=own,
+                min_resident=min_resident if name in "cd" else 0.0,
             )
-            for name, size in zip(NAMES, sizes, strict=True)
+            for name, size, slot, own in zip(NAMES, sizes, slots, limits, strict=True)
         ]
         self.world = World(
             *specs,
@@ -72,10 +90,14 @@ class Machine(RuleBasedStateMachine):
                 DeviceSpec(name=DEVICE, capacity_bytes=10),
                 DeviceSpec(name=other, capacity_bytes=10),
             ],
-            busy=busy,
+            policy=policy,
             quantum=quantum,
+            share=share,
+            max_wait=max_wait,
+            look_ahead=look_ahead,
             queue_timeout=queue_timeout,
             queue_limit=4,
+            queue_limit_total=limit,
             see=False,
         )
         for spec, able in zip(specs, can_preempt, strict=True):
@@ -85,31 +107,35 @@ class Machine(RuleBasedStateMachine):
 
     # ----------------------------------------------------------------- clients
 
-    @rule(name=names)
-    def request(self, name: str) -> None:
-        self.world.request(name)
+    @rule(name=names, ask=asks)
+    def request(self, name: str, ask: Ask) -> None:
+        self.world.request(name, ask=ask)
 
     @precondition(lambda self: self.world.live)
     @rule(data=st.data())
     def a_lease_ends_or_its_client_leaves(self, data: st.DataObject) -> None:
-        self.world.end(data.draw(st.sampled_from(sorted(self.world.live))))
+        lease = data.draw(st.sampled_from(sorted(self.world.live)))
+        answered = self.world.state(lease) is L.ACTIVE
+        self.world.end(lease, data.draw(used) if answered else None)
 
     # ----------------------------------------------------------------- engines
 
     @precondition(lambda self: self.world.pending)
-    @rule(data=st.data(), surprise=st.sampled_from([0, 0, 0, 3, 8]))
-    def a_transition_succeeds(self, data: st.DataObject, surprise: int) -> None:
+    @rule(data=st.data(), surprise=st.sampled_from([0, 0, 0, 3, 8]), seconds=swap_seconds)
+    def a_transition_succeeds(self, data: st.DataObject, surprise: int, seconds: float) -> None:
         world = self.world
         name = data.draw(st.sampled_from(sorted(world.pending)))
         if isinstance(world.pending[name], BringIn):
             if name in world.dead:
                 world.fail(name)
             elif self.unknown:
-                world.ready(name, (world.specs[name].memory_bytes or 2) + surprise)
+                size = (world.specs[name].memory_bytes or 2) + surprise
+                world.ready(name, size, seconds=seconds)
             else:
-                world.ready(name)
+                world.ready(name, seconds=seconds)
         else:
-            world.left(name, data.draw(st.sampled_from([Tier.DISK, Tier.HOST, Tier.NONE])))
+            tier = data.draw(st.sampled_from([Tier.DISK, Tier.HOST, Tier.NONE]))
+            world.left(name, tier, seconds=seconds, cache_kept=data.draw(st.booleans()))
 
     @precondition(lambda self: self.world.pending)
     @rule(data=st.data(), lost=st.booleans())
@@ -162,6 +188,7 @@ class Machine(RuleBasedStateMachine):
             world.command("unpin", name)
         for _ in range(60):
             self._answer_all()
+            self.world.make_way()
             for lease in [i for i in sorted(world.live) if world.state(i) is L.ACTIVE]:
                 world.end(lease)
             world.advance(30.0)

@@ -5,7 +5,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from swapserve.errors import DeviceBusy, EngineCrashed, StartFailed, SwapError, SwapServeError
+from swapserve.errors import (
+    DeadlineUnmeetable,
+    DeviceBusy,
+    EngineCrashed,
+    QueueFull,
+    QueueTimeout,
+    StartFailed,
+    SwapError,
+    SwapServeError,
+)
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.messages import (
     Ask,
@@ -349,6 +358,14 @@ class World:
         self.send(CommandGiven(command=command, verb=verb, engine=EngineName(name)))
         return command
 
+    def make_way(self) -> None:
+        """Do as an operator must where nobody leaves for another: swap out who is idle."""
+        if self.policy.swaps:
+            return
+        for name, state in tuple(self.states.items()):
+            if state is S.READY and not self.on(name, L.ACTIVE):
+                self.command("swap_out", name)
+
     def shut_down(self) -> list[Effect]:
         return self.send(ShutdownAsked())
 
@@ -445,6 +462,8 @@ class World:
             assert where is S.READY, f"{effect} while the engine is {where}"
         if isinstance(effect, GrantLease):
             self._check_precedence(effect.lease, lease)
+        if isinstance(effect, RefuseLease):
+            self._check_refusal(effect, lease)
         if isinstance(effect, RefuseLease | LoseLease):
             lease.error = effect.error
             del self.live[effect.lease]
@@ -474,6 +493,27 @@ class World:
             self.pending[name] = effect
             self._check_room(name)
         self.states[name] = new
+
+    def _check_refusal(self, effect: RefuseLease, record: LeaseRecord) -> None:
+        """Who is refused for want of room or time in the queue has found none."""
+        match effect.error:
+            case QueueFull():
+                here, everywhere = self.on(record.engine, L.WAITING), self._waiting()
+                full = len(here) - 1 >= self._queue_limit(record.engine)
+                assert full or everywhere - 1 >= self.rules.queue_limit_total
+            case QueueTimeout():
+                assert record.since + self.rules.queue_timeout_s <= self.now
+            case DeadlineUnmeetable():
+                assert record.ask.deadline_s is not None
+            case _:
+                pass
+
+    def _queue_limit(self, name: EngineName) -> int:
+        own = self.specs[name].queue_limit
+        return self.rules.queue_limit if own is None else own
+
+    def _waiting(self) -> int:
+        return sum(self.leases[lease].state is L.WAITING for lease in self.live)
 
     def _check_precedence(self, lease: LeaseId, record: LeaseRecord) -> None:
         """In one engine's queue a higher priority goes first, but for the oldest over age."""
@@ -621,6 +661,7 @@ class World:
             assert not (self.exact and account.excess_bytes)
         if self.exact and not self.unseen:
             self._check_books()
+        assert self._waiting() <= self.rules.queue_limit_total
         for name, state in self.states.items():
             assert self.core.state(name) is state
             assert self.core.pinned(name) == self.pinned[name]
@@ -628,6 +669,7 @@ class World:
             by_state = [len(self.on(name, s)) for s in (L.ACTIVE, L.WAITING, L.SUSPENDED)]
             assert [active, waiting, suspended] == by_state
             assert sum(self.core.queued(name).values()) == waiting
+            assert waiting <= self._queue_limit(name)
             slots = self.specs[name].slots
             assert slots is None or active <= slots
             if state in {S.READY, S.DRAINING}:
