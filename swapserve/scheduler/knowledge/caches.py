@@ -175,7 +175,7 @@ class Caches:
         for name, stored in objects(data, ENGINES_MAX):
             known = caches._engines[EngineName(name)]
             seconds, tokens = number(stored.get("prefill_s")), number(stored.get("prefill_tokens"))
-            if seconds is not None and tokens:
+            if seconds is not None and tokens is not None and tokens >= 1.0:
                 known.prefill_s, known.prefill_tokens = seconds, tokens
             for key, item in objects(stored.get("keys"), KEYS_MAX):
                 reuse = number(item.get("reuse"))

@@ -83,12 +83,12 @@ class Costs:
     def _look_up(self, engine: EngineName, way: Way, tier: Tier, busy: bool) -> float:
         if (way, tier) not in FIRST_GUESSES:
             return 0.0  # it is on its device already
-        guess = self._guess(engine, way, tier)
         figures = self._engines.find(engine) or {}
+        guess = self._guess(engine, way, tier)
         for other in (tier, *NEIGHBOURS.get((way, tier), ())):
             for flag in (busy, not busy):
                 if (figure := figures.get((way, other, flag))) is not None:
-                    return figure.value * guess / self._guess(engine, way, other)
+                    return figure.value * (guess / self._guess(engine, way, other))
         return guess * self._factor(way, tier, busy)
 
     def _guess(self, engine: EngineName, way: Way, tier: Tier) -> float:

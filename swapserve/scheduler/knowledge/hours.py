@@ -9,8 +9,6 @@ HOUR_S = 3600.0
 DAY_S = 86_400.0
 FORGET = 0.8
 """Weight of the days before, at each new day."""
-HALF_TRUST_DAYS = 3.0
-"""Days after which the profile is trusted as much as not."""
 LOOK_BACK_S = HOUR_S
 """So much of the present silence is held against the profile."""
 
@@ -32,7 +30,7 @@ class Hours:
         day = int(wall_s // DAY_S)
         if self._day is None:
             self._day, self._days = day, 1.0
-        elif day > self._day:
+        elif day != self._day:
             weight, self._days = self._aged(day)
             self._counts = [count * weight for count in self._counts]
             self._day = day
@@ -55,8 +53,9 @@ class Hours:
             return 0.0
         back_s = min(silent_s, LOOK_BACK_S)
         missed = per_second * self._expected(wall_s - back_s, back_s)
-        # Is today a day like the others? The longer nobody came when many had, the less.
-        prior = days / (days + HALF_TRUST_DAYS)
+        # Is today a day like the others? A single day says nothing of that; and the longer
+        # nobody came when many had, the less is it so.
+        prior = max(0.0, 1.0 - 1.0 / days)
         usual = prior * exp(-missed)
         return usual / (usual + 1.0 - prior) * -expm1(-ahead)
 

@@ -6,6 +6,7 @@ from swapserve.scheduler.knowledge.stored import fields, numbers
 
 FORGET = 0.95
 """Weight of what was known before, at each new reading."""
+WEIGHT_MAX = 1.0 / (1.0 - FORGET) + 1.0
 OUTLIER = 4.0
 """Times the line; a reading beyond counts as if it were just there."""
 TRUSTED = 3
@@ -70,6 +71,10 @@ class Line:
         """Take over the stored form, if it makes sense."""
         stored = fields(data)
         sums, count = numbers(stored.get("sums"), len(self._sums)), stored.get("count")
-        if len(sums) == len(self._sums) and sums[0] >= 1.0 and isinstance(count, int) and count > 0:
+        if len(sums) != len(self._sums) or not isinstance(count, int) or count < 1:
+            return
+        weight, x, _, xx, _ = sums
+        # As sums of squares over tokens, of which there is at least one in a prompt, must be.
+        if 1.0 <= weight <= WEIGHT_MAX and xx >= x >= weight and weight * xx * 1.001 >= x * x:
             self.count, self._sums = count, sums
             self._fit()
