@@ -105,6 +105,17 @@ class Board:
         """Ask for a new plan of the engine's devices."""
         self.dirty[engine.group] = None
 
+    def works(self, engine: Engine) -> None:
+        """Note that the engine runs or moves."""
+        for device in engine.spec.devices:
+            self.overhead[device].works(self.now)
+
+    def rests(self, engine: Engine) -> None:
+        """Note that the engine neither runs nor moves, and its devices if nobody does there."""
+        for device in engine.spec.devices:
+            if not any(one.active or one.state in MOVING for one in self.by_device[device]):
+                self.overhead[device].rests(self.now)
+
     def done(self, command: CommandId, error: SwapServeError | None = None) -> None:
         """Answer an operator's command."""
         self.effects.append(CommandDone(command=command, error=error))
@@ -121,6 +132,8 @@ class Board:
         """Let a new or waiting request go to its engine."""
         lease.state = LeaseState.ACTIVE
         lease.granted_at = lease.resumed_at = self.now
+        if not engine.active:
+            self.works(engine)
         engine.active[lease.id] = lease
         engine.granted.append(self.now)
         self.effects.append(GrantLease(lease=lease.id))
@@ -360,3 +373,5 @@ class Board:
         engine.state = new
         if new in MOVING:
             engine.moving_since = self.now
+            if not engine.promoting:
+                self.works(engine)

@@ -198,6 +198,7 @@ class Core:
         if engine.idle:
             engine.idle_since = self._board.now
             engine.guard_until = 0.0
+            self._board.rests(engine)
         if engine.state is EngineState.DRAINING or engine.group in self._contended:
             if engine.idle or (lease.called and not engine.callers):
                 self._board.touch(engine)

@@ -24,7 +24,7 @@ from swapserve.scheduler.ahead import ahead
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine
 from swapserve.scheduler.needs import capacity_error, needed
-from swapserve.scheduler.policies.base import NEVER, Wish
+from swapserve.scheduler.policies.base import NEVER, Wish, last_call
 from swapserve.scheduler.victims import Candidate, candidates, choose, hopeful, spared
 from swapserve.states import EngineState, Tier
 
@@ -76,9 +76,10 @@ class _Plan:
             if not self.blocked.isdisjoint(devices) or not self._serve(engine, wish):
                 self.blocked.update(devices)
                 over_age = wish.since[0] + self.board.rules.max_wait_s
-                if over_age > self.board.now:
-                    # It may be first then, so a timer must see to it, not the next arrival.
-                    self._look_at(over_age)
+                for time in (last_call(self.board.view, wish), over_age):
+                    if time > self.board.now:
+                        # It may be first then; a timer must see to it, not the next arrival.
+                        self._look_at(time)
         self._open_spared()
         self._expire_idle()
         self._look_ahead()

@@ -148,6 +148,7 @@ def _serve_again(board: Board, engine: Engine, *, brought: bool) -> None:
         board.grant_waiting(engine, called=brought)
         guarded = brought and commanded and engine.idle
         engine.guard_until = board.now + board.hold_s if guarded else 0.0
+    board.rests(engine)
     board.touch(engine)
 
 
@@ -183,6 +184,7 @@ def left(board: Board, event: EngineLeft) -> None:
     board.answer(engine.outs)
     board.answer(engine.stops)
     commands.run_queued(board, engine)
+    board.rests(engine)
     board.touch(engine)
 
 
@@ -273,6 +275,7 @@ def _settle(board: Board, engine: Engine) -> None:
     else:
         engine.hold_after = False
         commands.run_queued(board, engine)
+        board.rests(engine)
         board.touch(engine)
 
 
@@ -284,6 +287,7 @@ def exited(board: Board, event: EngineExited) -> None:
     if engine.state is EngineState.STOPPED or processless:
         return  # a late report of a process that was ended on purpose
     board.lose_granted(engine, event.error)
+    board.rests(engine)
     board.touch(engine)
     if engine.state in MOVING:
         return  # the transition's own answer says what is left

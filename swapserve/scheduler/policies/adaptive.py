@@ -2,7 +2,7 @@
 
 **Who comes.** Each wish has a time by which it is due: its requests' time to first token, by
 priority and deadline, and for suspended streams the moment at which their readers have read what
-was generated ahead of them. Earliest due first, less what the swap in takes. A wish that would
+was generated ahead of them. Earliest due first. A wish that would
 soon have waited for `max_wait` comes before all others, oldest first.
 
 **Who leaves.** Of idle engines the one whose return is expected to cost least: its rate of
@@ -25,8 +25,8 @@ from typing import ClassVar
 
 from swapserve.messages import Rules
 from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
-from swapserve.scheduler.policies.base import Leave, View, Wish
-from swapserve.states import EngineState, Priority, Tier
+from swapserve.scheduler.policies.base import Leave, View, Wish, below, comes_in_s, last_call
+from swapserve.states import EngineState, Priority
 
 LEAST_SLICE = 0.5
 """The shortest slice, in units of the swap that ends it: no age makes it shorter."""
@@ -46,14 +46,9 @@ class Adaptive:
     def urgency(self, view: View, wish: Wish) -> tuple[float, ...]:
         """Return: wishes near `max_wait` by age, then by the time at which they are due."""
         engine = wish.engine
-        if engine is None:
+        if engine is None or last_call(view, wish) <= view.now:
             return (0.0, wish.since[0])
-        comes = _in_s(view, engine)
-        # Somebody may have to leave first; its own departure is as good a guess as any.
-        swap = comes + view.knowledge.costs.out_s(engine.name, below(engine), busy=True)
-        if wish.since[0] + view.rules.max_wait_s - swap <= view.now:
-            return (0.0, wish.since[0])
-        return (1.0, _due(view, engine) - comes)
+        return (1.0, _due(view, engine))
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: idle engines at once, busy ones after their slice or their last request."""
@@ -83,10 +78,6 @@ def _due(view: View, engine: Engine) -> float:
     if engine.ins:
         due = min(due, engine.ins_since[0] + slo)
     return due
-
-
-def _in_s(view: View, engine: Engine) -> float:
-    return view.knowledge.costs.in_s(engine.name, engine.tier, busy=bool(engine.suspended))
 
 
 def slo_ttft_s(rules: Rules, engine: Engine) -> float:
@@ -136,11 +127,6 @@ def _interactive(lease: Lease) -> bool:
     return lease.ask.priority is not Priority.BATCH
 
 
-def below(engine: Engine) -> Tier:
-    """Return where an engine goes that leaves its devices."""
-    return Tier.DISK if engine.spec.ram is None else Tier.HOST
-
-
 # ----------------------------------------------------------------------- when
 
 
@@ -149,7 +135,7 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
     rules, costs = view.rules, view.knowledge.costs
     to = below(victim)
     out = costs.out_s(victim.name, to, busy=True)
-    comes = 0.0 if wish.engine is None else _in_s(view, wish.engine)
+    comes = 0.0 if wish.engine is None else comes_in_s(view, wish.engine)
     swap = out + comes
     last = wish.since[0] + rules.max_wait_s - swap
     least = victim.ready_since + LEAST_SLICE * swap

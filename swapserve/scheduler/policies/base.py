@@ -22,6 +22,7 @@ from swapserve.messages import Rules
 from swapserve.scheduler.demand import Engine, Since
 from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.overhead import Overhead
+from swapserve.states import Tier
 
 NEVER = float("inf")
 
@@ -59,6 +60,26 @@ class Leave:
     """From then on a busy one is swapped out in mid-request; `NEVER`: it is waited for."""
     rank: tuple[float, ...]
     """Lower leaves first."""
+
+
+def below(engine: Engine) -> Tier:
+    """Return where an engine goes that leaves its devices."""
+    return Tier.DISK if engine.spec.ram is None else Tier.HOST
+
+
+def comes_in_s(view: View, engine: Engine) -> float:
+    """Return the seconds that bringing an engine in from where it is now takes."""
+    return view.knowledge.costs.in_s(engine.name, engine.tier, busy=bool(engine.suspended))
+
+
+def last_call(view: View, wish: Wish) -> float:
+    """Return until when the wish can wait and still be served within `max_wait`."""
+    limit = wish.since[0] + view.rules.max_wait_s
+    if wish.engine is None:
+        return limit
+    # Somebody may have to leave first; its own departure is as good a guess as any.
+    goes = view.knowledge.costs.out_s(wish.engine.name, below(wish.engine), busy=True)
+    return limit - goes - comes_in_s(view, wish.engine)
 
 
 class Policy(Protocol):
