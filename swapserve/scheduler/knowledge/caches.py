@@ -23,7 +23,7 @@ KEYS_MAX = 32
 """Of one engine."""
 REMEMBERED = 256
 """Conversations of one engine of which it is known that they have been there."""
-HELD = 64
+HELD = 32
 """The latest of them, which are taken to be in its cache."""
 FIRST_REUSE = 0.3
 REUSE_WEIGHT = 0.1
@@ -34,9 +34,10 @@ FORGET = 0.9
 """Weight of earlier prefills, at each new one."""
 OUTLIER = 4.0
 """Times the rate so far; a prefill beyond counts as if it were just there."""
-FRESH_SHARE = 0.02
-FRESH_S = 0.1
-"""A figure is computed anew once the silence has grown by that share, and so many seconds."""
+FRESH_SHARE = 0.03
+FRESH_S = 2.0
+"""All conversations are looked at anew once the silence has grown by that share, and so many
+seconds; in between only those that go on."""
 
 
 class _Key:
@@ -57,8 +58,8 @@ class _Talk:
         self.tokens = 0.0
         """That the cache holds of it."""
 
-    def expected(self, now: float) -> float:
-        """Return the tokens in the cache that are expected to be asked for again."""
+    def wanted(self, now: float) -> float:
+        """Return its tokens in the cache, times the chance that it goes on."""
         if not self.tokens:
             return 0.0
         chance = KEY_WEIGHT * self.key.reuse + self.comebacks
@@ -68,15 +69,15 @@ class _Talk:
 
 
 class _Engine:
-    __slots__ = ("figure", "fresh_until", "keys", "prefill_s", "prefill_tokens", "talks")
+    __slots__ = ("fresh_until", "keys", "prefill_s", "prefill_tokens", "talks", "wanted")
 
     def __init__(self) -> None:
         self.keys: Bounded[str, _Key] = Bounded(KEYS_MAX, _Key)
         self.talks: OrderedDict[int, _Talk] = OrderedDict()
         self.prefill_s = 0.0
         self.prefill_tokens = 0.0
-        self.figure = 0.0
-        """Worth as last computed, which serves again from then until `fresh_until`."""
+        self.wanted = 0.0
+        """Tokens in the cache that are expected to be asked for again, as of the latest look."""
         self.fresh_until = -math.inf
 
     def prefilled(self, tokens: float, seconds: float) -> None:
@@ -92,10 +93,12 @@ class _Engine:
         """Return how long no conversation has gone on."""
         return now - next(reversed(self.talks.values())).at if self.talks else 0.0
 
-    def compute(self, now: float) -> float:
-        """Return what the cache is worth now, in seconds."""
-        tokens = sum(talk.expected(now) for talk in islice(reversed(self.talks.values()), HELD))
-        return tokens * self.prefill_s / self.prefill_tokens
+    def look(self, now: float) -> None:
+        """Take in that time has passed."""
+        if now >= self.fresh_until:
+            held = islice(reversed(self.talks.values()), HELD)
+            self.wanted = sum(talk.wanted(now) for talk in held)
+            self.fresh_until = now + max(FRESH_SHARE * self.silent_s(now), FRESH_S)
 
 
 class Caches:
@@ -110,7 +113,6 @@ class Caches:
         if not (valid(tokens_in) and valid(tokens_out)):
             return
         known = self._engines[engine]
-        known.fresh_until = -math.inf
         talks = known.talks
         talk = talks.get(ask.conversation) if ask.conversation else None
         prefill_s = used.prefill_s
@@ -121,6 +123,7 @@ class Caches:
         key = known.keys[ask.key]
         key.reuse += REUSE_WEIGHT * ((talk is not None) - key.reuse)
         if talk is not None:
+            known.wanted -= talk.wanted(now)
             talk.comebacks += 1
             key.pause.add(max(0.0, now - talk.at))
             talks.move_to_end(ask.conversation)
@@ -131,23 +134,22 @@ class Caches:
         talk.key = key
         talk.at = now
         talk.tokens = tokens_in + tokens_out
+        known.wanted += talk.wanted(now)
 
     def emptied(self, engine: EngineName) -> None:
         """Take in that the engine's process is new, or has given up its cache."""
         if (known := self._engines.find(engine)) is not None:
             for talk in known.talks.values():
                 talk.tokens = 0.0
-            known.figure, known.fresh_until = 0.0, math.inf
+            known.wanted = 0.0
 
     def worth_s(self, engine: EngineName, now: float) -> float:
         """Return the seconds of prefill that the cache is expected to save if it is kept."""
         known = self._engines.find(engine)
         if known is None or not known.prefill_tokens:
             return 0.0
-        if now >= known.fresh_until:
-            known.figure = known.compute(now)
-            known.fresh_until = now + max(FRESH_SHARE * known.silent_s(now), FRESH_S)
-        return known.figure
+        known.look(now)
+        return max(0.0, known.wanted) * known.prefill_s / known.prefill_tokens
 
     # ------------------------------------------------------------------ storing
 

@@ -189,10 +189,10 @@ def test_what_is_remembered_is_bounded() -> None:
         turn(caches, number, float(number), key=f"k{number}")
     assert len(caches.as_json()) == ENGINES_MAX
     assert len(caches.as_json()[A]["keys"]) == KEYS_MAX
-    assert caches.worth_s(A, 5000.0) < 64 * 1.02 * PREFILL_S
+    assert caches.worth_s(A, 5000.0) < 32 * 1.02 * PREFILL_S
 
 
-@pytest.mark.parametrize("silent_s", [0.05, 3.0, 500.0])
+@pytest.mark.parametrize("silent_s", [1.0, 10.0, 500.0])
 def test_a_figure_is_never_far_from_what_a_new_look_would_give(silent_s: float) -> None:
     often, once = Caches(), Caches()
     now = chat(often, 5)
