@@ -23,6 +23,8 @@ VAIN = 0.25
 work, and sometimes delays who wants the room a moment later."""
 LOOK_SHARE = 0.1
 """Look again after that share of the mean gap between an engine's requests,"""
+LOOKS = 0.25
+"""or of the time that it would stay,"""
 LOOK_MIN_S, LOOK_MAX_S = 1.0, 60.0
 """within these bounds."""
 
@@ -42,25 +44,20 @@ def ahead(board: Board, view: View, group: int) -> tuple[list[tuple[Engine, Tier
     configured = [(engine, Tier.DEVICE) for engine in engines if engine.preload]
     if configured or not (view.rules.look_ahead and board.policy.swaps) or _somebody_moves(engines):
         return configured, None
-    found: list[tuple[float, int, Engine, Tier]] = []
+    found: list[tuple[float, int, Engine, list[Tier]]] = []
     again: float | None = None
     for engine in engines:
-        if not _may_come(engine):
+        if not _may_come(engine) or not (tiers := _room_for(board, engine)):
             continue
-        targets = [tier for tier in (Tier.DEVICE, Tier.HOST) if _can_come(board, engine, tier)]
-        rate = view.knowledge.arrivals.rate(engine.name, view.now) if targets else 0.0
-        if not rate:
-            continue
-        look = min(max(LOOK_SHARE / rate, LOOK_MIN_S), LOOK_MAX_S)
-        look = max(look, engine.ahead_from - view.now)
-        again = look if again is None else min(again, look)
-        if engine.ahead_from > view.now:
-            continue
-        for tier in targets:
-            gain = _gain(board, view, engine, tier)
-            if gain > 0.0:
-                found.append((-gain, engine.index, engine, tier))
-    best = [(engine, tier) for _, _, engine, tier in sorted(found, key=lambda one: one[:2])]
+        look = _look_in_s(board, view, engine)
+        if look is not None:
+            again = look if again is None else min(again, look)
+        gains = {tier: _gain(board, view, engine, tier) for tier in tiers}
+        better = [tier for tier, gain in gains.items() if gain > 0.0]
+        if better and engine.ahead_from <= view.now:
+            found.append((-max(gains.values()), engine.index, engine, better))
+    found.sort(key=lambda one: one[:2])
+    best = [(engine, tier) for _, _, engine, better in found for tier in better]
     return best, None if again is None else view.now + again
 
 
@@ -84,18 +81,28 @@ def _may_come(engine: Engine) -> bool:
     )
 
 
-def _can_come(board: Board, engine: Engine, tier: Tier) -> bool:
-    """Return whether it could come there, has not done so in vain, and there is room."""
-    if _NEARNESS[tier] <= max(_NEARNESS[engine.tier], _NEARNESS[engine.ahead_to]):
-        return False
-    room = board.ledger.room
-    if tier is Tier.HOST:
-        ram = engine.spec.ram
-        golden = engine.tier is Tier.DISK and not engine.dumped
-        return golden and ram is not None and room(ram) >= board.host_size(engine)
-    sizes = needed(board, engine)
-    fits = all(room(device) + board.held(engine, device) >= sizes[device] for device in sizes)
-    return fits and capacity_error(board, engine) is None
+def _room_for(board: Board, engine: Engine) -> list[Tier]:
+    """Return where it could come that it has not come to in vain, the nearest first."""
+    least = max(_NEARNESS[engine.tier], _NEARNESS[engine.ahead_to])
+    room, found = board.ledger.room, []
+    if least < _NEARNESS[Tier.DEVICE] and capacity_error(board, engine) is None:
+        sizes = needed(board, engine)
+        if all(room(device) + board.held(engine, device) >= sizes[device] for device in sizes):
+            found.append(Tier.DEVICE)
+    half_way = engine.tier is Tier.DISK and not engine.dumped and least < _NEARNESS[Tier.HOST]
+    ram = engine.spec.ram if half_way else None
+    if ram is not None and room(ram) >= board.host_size(engine):
+        found.append(Tier.HOST)
+    return found
+
+
+def _look_in_s(board: Board, view: View, engine: Engine) -> float | None:
+    """Return in how many seconds to look at it again; None if nobody has ever asked for it."""
+    rate = view.knowledge.arrivals.rate(engine.name, view.now)
+    if not rate:
+        return None
+    most = min(LOOK_MAX_S, LOOK_SHARE / rate, LOOKS * _horizon_s(board, view, engine, Tier.DEVICE))
+    return max(LOOK_MIN_S, most, engine.ahead_from - view.now)
 
 
 def _gain(board: Board, view: View, engine: Engine, tier: Tier) -> float:
