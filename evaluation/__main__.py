@@ -18,6 +18,7 @@ from evaluation.bare import BareFailed
 from evaluation.engines import KINDS, EngineKind, Missing
 from evaluation.gpu.command import gpu
 from evaluation.session import HugePages, place
+from evaluation.simulate.command import command as simulate
 from evaluation.stream import StreamFailed
 from evaluation.swap import Experiment, WrongAnswer, new_paces
 from evaluation.versions import commit, versions
@@ -67,6 +68,7 @@ def cli() -> None:
 
 
 cli.add_command(gpu)
+cli.add_command(simulate)
 
 
 @cli.command()

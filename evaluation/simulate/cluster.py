@@ -57,22 +57,23 @@ class Cluster:
         return Cluster(models=self.models, gpu_bytes=most, ram_bytes=self.ram_bytes)
 
     def round_s(self, gpu: int) -> float:
-        """Return what it takes to bring each model of the GPU in once, all idle, from host memory.
+        """Return what it takes to bring each model of the GPU in once, each out of a busy one.
 
         Zero where they all fit. Nobody can promise a shorter wait when all are wanted.
         """
         if not self.contended(gpu):
             return 0.0
-        total = 0.0
-        for number in self.on_gpu(gpu):
-            kind = self.models[number].kind
-            tier = Tier.HOST if kind.has(Tier.HOST) else Tier.DISK
-            if kind.has(tier):
-                way = kind.cheapest(tier, kept=False)
-                total += way.out_s + way.in_s
-            else:
-                total += kind.kill_s + kind.cold_s
-        return total
+        return sum(self._turn_s(self.models[number].kind) for number in self.on_gpu(gpu))
+
+    def _turn_s(self, kind: EngineKind) -> float:
+        whole = sum(model.kind.bytes * len(model.gpus) for model in self.models)
+        tier = Tier.HOST if kind.has(Tier.HOST) and whole <= self.ram_bytes else Tier.DISK
+        if not kind.has(tier):
+            tier = Tier.HOST
+        if not kind.has(tier):
+            return kind.kill_s + kind.cold_s
+        way = kind.cheapest(tier, kept=True)
+        return way.out_s + way.in_s
 
     def specs(self) -> tuple[tuple[DeviceSpec, ...], tuple[EngineSpec, ...]]:
         """Return devices and engines as the scheduler's core is configured with them."""

@@ -33,7 +33,7 @@ class Workload:
     conversation: list[int] = field(default_factory=list)
     """Requests with the same number begin alike; 0: like no other."""
     reader_itl_s: list[float] = field(default_factory=list)
-    """Longest mean gap between tokens that its reader does not mind."""
+    """Longest mean gap between tokens that its reader does not mind; 0: as everybody."""
     stage: list[int] = field(default_factory=list)
     """Which stage it belongs to; `OPEN`: none."""
     after: list[int] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Workload:
         priority: Priority = Priority.INTERACTIVE,
         key: str = "",
         conversation: int = 0,
-        reader_itl_s: float = 0.2,
+        reader_itl_s: float = 0.0,
         stage: int = OPEN,
         after: int = OPEN,
     ) -> None:

@@ -201,7 +201,7 @@ class World:
     def _lower(self, engine: Engine, effect: SwapOut, now: float) -> None:
         """From host memory to disk, or to nothing where the image on disk is as good.
 
-        To HOST: only what it has kept of its GPU has to go, and no way is known that spares the rest.
+        To HOST: only what it has kept of its GPU has to go; no way is known that spares the rest.
         """
         kind, tier = engine.kind, effect.to
         if tier is Tier.HOST and not kind.residue_bytes:
