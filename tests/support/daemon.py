@@ -112,7 +112,13 @@ class Site:
                 "run_dir": str(self.directory / "run"),
             },
             "devices": {"host": {"memory": ROOM}},
-            "scheduling": {"quantum": "300ms", "max_wait": "20s", "retry_backoff": "100ms"},
+            # Nothing moves but what a test asks for.
+            "scheduling": {
+                "quantum": "300ms",
+                "max_wait": "20s",
+                "retry_backoff": "100ms",
+                "look_ahead": False,
+            },
         }
         for name, section in sections.items():
             whole = isinstance(section, dict)
