@@ -36,6 +36,9 @@ NEIGHBOURS: Mapping[tuple[Way, Tier], tuple[Tier, ...]] = {
 }
 """Tiers whose figures tell something of each other; a cold start is like nothing else."""
 
+MAYBE_DISCARDED: tuple[Way, Tier] = ("out", Tier.DISK)
+"""Idle engines with an image may simply be ended: that says nothing of a dump with requests."""
+
 _Figures = dict[tuple[Way, Tier, bool], Average]
 _CODES = {f"{way} {tier.value}": (way, tier) for way, tier in FIRST_GUESSES}
 
@@ -88,25 +91,28 @@ class Costs:
         for other in (tier, *NEIGHBOURS.get((way, tier), ())):
             for flag in (busy, not busy):
                 if (figure := figures.get((way, other, flag))) is not None:
-                    return figure.value * (guess / self._guess(engine, way, other))
-        return guess * self._factor(way, tier, busy)
+                    known = figure.value * (guess / self._guess(engine, way, other))
+                    if busy and not flag and (way, other) == MAYBE_DISCARDED:
+                        return max(known, guess * (self._factor(way, tier, busy) or 1.0))
+                    return known
+        for flag in (busy, not busy):
+            if (factor := self._factor(way, tier, flag)) is not None:
+                return guess * factor
+        return guess
 
     def _guess(self, engine: EngineName, way: Way, tier: Tier) -> float:
         fixed, rate = FIRST_GUESSES[way, tier]
         known = self._bytes.find(engine)
         return fixed + (known[0] if known else UNKNOWN_BYTES) / rate
 
-    def _factor(self, way: Way, tier: Tier, busy: bool) -> float:
+    def _factor(self, way: Way, tier: Tier, busy: bool) -> float | None:
         """Return how the other engines' figures compare with their first guesses: the median."""
-        for flag in (busy, not busy):
-            found = [
-                figure.value / self._guess(name, way, tier)
-                for name, figures in self._engines.items()
-                if (figure := figures.get((way, tier, flag))) is not None
-            ]
-            if found:
-                return statistics.median(found)
-        return 1.0
+        found = [
+            figure.value / self._guess(name, way, tier)
+            for name, figures in self._engines.items()
+            if (figure := figures.get((way, tier, busy))) is not None
+        ]
+        return statistics.median(found) if found else None
 
     # ----------------------------------------------------------------- learning
 

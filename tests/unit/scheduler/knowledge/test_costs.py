@@ -83,6 +83,19 @@ def test_the_same_move_with_other_load_is_the_nearest() -> None:
     assert costs.in_s(A, Tier.HOST, busy=True) == 7.0
 
 
+def test_an_idle_engine_that_was_quickly_discarded_may_take_long_to_dump_when_busy() -> None:
+    costs = Costs()
+    costs.size(A, 20 * GB)
+    costs.left(A, Tier.DISK, 0.1, busy=False)
+    assert costs.out_s(A, Tier.DISK, busy=False) == 0.1
+    assert costs.out_s(A, Tier.DISK, busy=True) > 2.0
+    costs.size(B, 20 * GB)
+    costs.left(B, Tier.DISK, 1.0, busy=True)
+    assert costs.out_s(A, Tier.DISK, busy=True) == pytest.approx(1.0)
+    costs.left(A, Tier.DISK, 0.5, busy=True)
+    assert costs.out_s(A, Tier.DISK, busy=True) == 0.5
+
+
 def test_the_next_tier_of_the_same_engine_comes_before_other_engines() -> None:
     slow, fast = Costs(), Costs()
     for costs, seconds in ((slow, 40.0), (fast, 4.0)):
