@@ -48,6 +48,7 @@ def here(tmp_path: Path) -> Iterator[Site]:
         [fake("a"), fake("b")],
         env={"PYTHONPATH": os.pathsep.join(paths)},
         keeper={"profile": "unprivileged"},
+        scheduling={"policy": "adaptive"},
         server={
             "api_keys": ["plain", {"key": "hush", "name": "nightly", "priority": "batch"}],
         },

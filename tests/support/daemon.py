@@ -112,8 +112,9 @@ class Site:
                 "run_dir": str(self.directory / "run"),
             },
             "devices": {"host": {"memory": ROOM}},
-            # Nothing moves but what a test asks for.
+            # Nothing moves but what a test asks for, and a busy engine pauses after its quantum.
             "scheduling": {
+                "policy": "lru",
                 "quantum": "300ms",
                 "max_wait": "20s",
                 "retry_backoff": "100ms",
