@@ -28,10 +28,12 @@ from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
 from swapserve.scheduler.policies.base import Leave, View, Wish, below, comes_in_s, last_call
 from swapserve.states import EngineState, Priority
 
-LEAST_SLICE = 0.5
+LEAST_SLICE = 0.3
 """The shortest slice, in units of the swap that ends it: no age makes it shorter."""
 SLICE = 1.0
 """The usual shortest slice, in the same units, as long as the device's overhead is low."""
+LEAST_SHARE = 0.01
+"""A smaller `overhead_share` counts as this: some overhead there must be."""
 LOOKED_AT = 16
 """Running requests of an engine that are looked at: the latest run longest from now on."""
 
@@ -138,11 +140,11 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
     comes = 0.0 if wish.engine is None else comes_in_s(view, wish.engine)
     swap = out + comes
     last = wish.since[0] + rules.max_wait_s - swap
-    least = victim.ready_since + LEAST_SLICE * swap
+    least = victim.ready_since + _least_slice(view, victim, swap)
     if rules.quantum_s is not None:
         base = victim.ready_since + rules.quantum_s
     elif _yields(victim, wish):
-        base = max(least, _affordable_at(view, victim, swap))
+        base = victim.ready_since + LEAST_SLICE * swap
     else:
         base = max(victim.ready_since + SLICE * swap, _affordable_at(view, victim, swap))
     at = max(least, min(base, last))
@@ -156,6 +158,20 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
         begun = max(least, wish.since[0])
         return begun, max(begun, min(view.now + patience, begun + 2 * patience))
     return at, at
+
+
+def _least_slice(view: View, victim: Engine, swap: float) -> float:
+    """Return how long the victim runs, in seconds, however old the wish is.
+
+    If so many engines want the device that not even the least slices let everybody be served within
+    `max_wait`, nothing is gained by them but overhead.
+    """
+    rules = view.rules
+    rivals = max(view.contenders.get(device, 1) for device in victim.spec.devices)
+    if rivals * (1.0 + LEAST_SLICE) * swap <= rules.max_wait_s:
+        return LEAST_SLICE * swap
+    share = max(rules.overhead_share, LEAST_SHARE)
+    return max(LEAST_SLICE, (1.0 - share) / share) * swap
 
 
 def _yields(victim: Engine, wish: Wish) -> bool:
