@@ -119,11 +119,10 @@ def _gain(board: Board, view: View, engine: Engine, tier: Tier) -> float:
 
 
 def _back_s(view: View, engine: Engine, tier: Tier) -> float:
-    """Return the seconds in which it would make room again."""
+    """Return the seconds in which it would make room again, with nothing in it worth keeping."""
     by_way_of_ram = tier is Tier.DEVICE and engine.spec.ram is not None
-    return view.knowledge.costs.out_s(
-        engine.name, Tier.HOST if by_way_of_ram else engine.tier, busy=False
-    )
+    to = Tier.HOST if by_way_of_ram else Tier.NONE  # what has an image is ended as fast
+    return view.knowledge.costs.out_s(engine.name, to, busy=False)
 
 
 def _horizon_s(board: Board, view: View, engine: Engine, tier: Tier) -> float:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,45 +17,32 @@ from swapserve.keeper.protocol import Held, ImageKind
 from swapserve.keeper.record import Record
 from swapserve.system import process
 from swapserve.system.cgroup import group_of
-from swapserve.system.tools import find_tool
 from swapserve.testing.cuda_engine import expected_tokens
+from tests.support.criu import Restores
 from tests.support.daemon import needs_criu
 from tests.support.gpu_daemon import MIB, GpuSite, gpu_site
-from tests.support.keeper import A, B, Caller, caller, script, start_keeper, text_of
+from tests.support.keeper import A, B, Caller, caller, start_keeper, text_of
 from tests.support.leaks import wait_for
 from tests.support.oracle import PROMPT
 
 pytestmark = [*needs_criu, pytest.mark.anyio]
 EXPECTED = "".join(expected_tokens(PROMPT, None, 20))
-CRIU = """#!/bin/bash
-# The real CRIU, but for what the file `mode` says of restores.
-mode=$(cat {mode})
-if [ "$1" = restore ]; then
-  case $mode in
-    fails) exit 1 ;;
-    waits) touch {mode}.waits; while [ "$(cat {mode})" = waits ]; do sleep 0.02; done ;;
-  esac
-fi
-exec {criu} "$@"
-"""
+
+
+@dataclass(slots=True)
+class Promoting(GpuSite):
+    """A site whose restores do as they are told."""
+
+    restores: Restores
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[GpuSite]:
-    """Two engines of which one fits the GPU, and a CRIU whose restores do as they are told."""
-    mode = tmp_path / "mode"
-    mode.write_text("whole")
-    program = script(tmp_path / "criu", CRIU.format(criu=find_tool("criu"), mode=mode))
-    with gpu_site(tmp_path / "site", keeper={"criu": str(program)}) as site:
+def here(tmp_path: Path) -> Iterator[Promoting]:
+    """Two engines of which one fits the GPU."""
+    restores = Restores(tmp_path / "criu")
+    with gpu_site(tmp_path / "site", keeper={"criu": str(restores.program)}) as site:
         start_keeper(site.site)
-        yield site
-
-
-def mode(here: GpuSite, word: str) -> None:
-    """Say how restores go from now on."""
-    new = here.site.directory.parent / "mode.new"
-    new.write_text(word)
-    new.replace(new.with_name("mode"))
+        yield Promoting(site.site, site.gpus, restores)
 
 
 async def imaged(keeper: Caller, kind: ImageKind) -> None:
@@ -84,7 +71,7 @@ def _frozen(pid: int) -> bool:
 
 @pytest.mark.parametrize("kind", ["golden", "live"])
 async def test_an_image_is_brought_to_host_memory_beside_an_engine_that_fills_the_gpu(
-    here: GpuSite, kind: ImageKind
+    here: Promoting, kind: ImageKind
 ) -> None:
     async with caller(here.site) as keeper:
         await imaged(keeper, kind)
@@ -114,7 +101,7 @@ async def test_an_image_is_brought_to_host_memory_beside_an_engine_that_fills_th
     here.check()
 
 
-async def test_what_was_brought_to_host_memory_goes_down_again(here: GpuSite) -> None:
+async def test_what_was_brought_to_host_memory_goes_down_again(here: Promoting) -> None:
     async with caller(here.site) as keeper:
         await imaged(keeper, "golden")
         await keeper.restore(A, "golden", resume=False)
@@ -132,7 +119,7 @@ async def test_what_was_brought_to_host_memory_goes_down_again(here: GpuSite) ->
     here.check()
 
 
-async def test_an_image_whose_gpu_state_has_no_size_stays_where_it_is(here: GpuSite) -> None:
+async def test_an_image_whose_gpu_state_has_no_size_stays_where_it_is(here: Promoting) -> None:
     """Nobody could promise it the host memory."""
     manifest = here.site.directory / "images" / "a" / "live" / "manifest.json"
     async with caller(here.site) as keeper:
@@ -187,21 +174,21 @@ async def test_one_without_gpu_state_has_nothing_to_keep_in_host_memory(tmp_path
 
 @pytest.mark.parametrize("kind", ["golden", "live"])
 async def test_a_restore_that_fails_leaves_nothing_in_host_memory(
-    here: GpuSite, kind: ImageKind
+    here: Promoting, kind: ImageKind
 ) -> None:
     async with caller(here.site) as keeper:
         await imaged(keeper, kind)
-        mode(here, "fails")
+        here.restores.go("fails")
         with pytest.raises(CriuError):
             await keeper.restore(A, kind, resume=False)
-        mode(here, "whole")
+        here.restores.go("whole")
         holding = await keeper.holding(A)
         assert (holding.held, holding.golden) == (Held.NOTHING, kind == "golden")
         assert await text_of(await keeper.started(A)) == EXPECTED
     here.check()
 
 
-async def test_the_next_keeper_finds_it_at_rest(here: GpuSite) -> None:
+async def test_the_next_keeper_finds_it_at_rest(here: Promoting) -> None:
     async with caller(here.site) as keeper:
         await imaged(keeper, "golden")
         await keeper.restore(A, "golden", resume=False)
@@ -216,7 +203,7 @@ async def test_the_next_keeper_finds_it_at_rest(here: GpuSite) -> None:
     here.check()
 
 
-async def test_one_that_a_killed_keeper_had_not_frozen_yet_is_put_to_rest(here: GpuSite) -> None:
+async def test_one_that_a_killed_keeper_had_not_frozen_yet_is_put_to_rest(here: Promoting) -> None:
     async with caller(here.site) as keeper:
         await imaged(keeper, "golden")
         await keeper.restore(A, "golden", resume=False)
@@ -237,19 +224,18 @@ async def test_one_that_a_killed_keeper_had_not_frozen_yet_is_put_to_rest(here: 
 
 
 async def test_a_keeper_that_is_killed_in_the_middle_of_it_does_no_lasting_harm(
-    here: GpuSite,
+    here: Promoting,
 ) -> None:
-    waits = here.site.directory.parent / "mode.waits"
     async with caller(here.site) as keeper:
         await imaged(keeper, "golden")
-        mode(here, "waits")
+        here.restores.go("waits")
         async with asyncio.TaskGroup() as tasks:
             lost = tasks.create_task(_fails(keeper))
-            await asyncio.to_thread(wait_for, "the restore has begun", waits.exists)
+            await asyncio.to_thread(wait_for, "the restore has begun", here.restores.waiting)
             kill_keeper(here)
         assert isinstance(lost.result(), KeeperError)
     start_keeper(here.site)
-    mode(here, "whole")
+    here.restores.go("whole")
     async with caller(here.site) as keeper:
         holding = await keeper.holding(A, settled=True)
         assert (holding.held, holding.golden) == (Held.NOTHING, True)
@@ -265,7 +251,7 @@ async def _fails(keeper: Caller) -> KeeperError:
     return failed.value
 
 
-async def test_one_that_dies_at_rest_is_told_of(here: GpuSite) -> None:
+async def test_one_that_dies_at_rest_is_told_of(here: Promoting) -> None:
     async with caller(here.site) as keeper:
         await imaged(keeper, "golden")
         await keeper.restore(A, "golden", resume=False)
