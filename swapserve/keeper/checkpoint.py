@@ -1,7 +1,6 @@
 """Dump one engine into an image and restore it from one: CRIU, image store and tree together."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from swapserve.keeper import sandbox
 from swapserve.keeper.context import Context
 from swapserve.keeper.criu import Criu
 from swapserve.keeper.images import (
-    MANIFEST,
     MANIFEST_VERSION,
     Manifest,
     fingerprint,
@@ -168,9 +166,7 @@ class Checkpoints:
             manifest = images.valid(self._place.slug, kind, self._fingerprint(spec))
             if manifest is None:
                 raise ImageError(name, "restore", "there is no golden image that still fits")
-            directory = images.path(self._place.slug, kind)
-            os.utime(directory / MANIFEST)  # least recently used goes first
-            return manifest, directory
+            return manifest, images.path(self._place.slug, kind)
         manifest = images.manifest(self._place.slug, kind)
         if manifest is None:
             raise ImageError(name, "restore", "there is no live image")

@@ -124,6 +124,11 @@ class HeldEngine:
         """Its first process, None if it is away."""
         return self._tree.root
 
+    @property
+    def serves(self) -> bool:
+        """Whether it runs, with all of its state where it belongs."""
+        return self._tree.root is not None and not (self._gpu and self._gpu.away)
+
     async def idle(self) -> None:
         """Wait until no verb is under way."""
         await self._idle.wait()
@@ -344,9 +349,12 @@ class HeldEngine:
         if running is False and self._tree.root is not None:
             raise KeeperError(f"'{name}' cannot {verb}: it already runs")
         self._begin(verb)
+        used = self._tree.root is not None
         try:
             yield Phases()
         finally:
+            if used or self._tree.root is not None:
+                self._context.images.used(self.place.slug)
             self._end()
 
     def _begin(self, verb: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class ImageStore:
         self._dir = directory
         self._budget_bytes = budget_bytes
         self._min_free_bytes = min_free_bytes
+        self.serving: Callable[[], Collection[str]] = tuple
+        """Tells the engines that run now, by the names of their directories."""
 
     def open(self) -> None:
         """Create the directory, private to its owner, and sweep what was under way."""
@@ -169,6 +171,13 @@ class ImageStore:
         self.path(slug, "live").rename(used)
         return used
 
+    def used(self, slug: str) -> None:
+        """Note that an engine was of use just now; harmless if it has no golden image."""
+        try:
+            os.utime(self.path(slug, "golden") / MANIFEST)
+        except OSError:
+            return
+
     def drop(self, path: Path) -> None:
         """Delete an image or what is staged of one: out of its place at once, then its bytes."""
         doomed = path.with_name(f".old-{path.name.lstrip('.')}-{os.getpid()}")
@@ -205,9 +214,19 @@ class ImageStore:
             )
 
     def _spare_goldens(self, slug: str) -> list[Path]:
-        """Return the golden images of other engines, least recently used first.
+        """Return the golden images of other engines, the least recently used engine's first.
 
-        A golden image only saves a cold start; a live one holds somebody's answer and stays.
+        It is the use of the engine that counts: one that goes to host memory and back needs its
+        image seldom, and still is the one that people ask for. A golden image only saves a cold
+        start; a live one holds somebody's answer and stays.
         """
+        serving = self.serving()
         others = [path for path in self._dir.glob("*/golden") if path.parent.name != slug]
-        return sorted(others, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
+        return sorted(others, key=lambda path: (path.parent.name in serving, _used_at(path)))
+
+
+def _used_at(golden: Path) -> int:
+    try:
+        return (golden / MANIFEST).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0  # dropped at this moment

@@ -61,6 +61,7 @@ class Keeper:
         self._config_path = config_path
         self._agreement = digest(config)
         self._context = Context(config)
+        self._context.images.serving = self._serving
         self._engines: dict[EngineName, HeldEngine] = {}
         self._listeners: set[asyncio.StreamWriter] = set()
         self._tasks: asyncio.TaskGroup | None = None
@@ -138,6 +139,9 @@ class Keeper:
 
     def _running(self) -> dict[str, ProcessRef]:
         return {name: root for name, held in self._engines.items() if (root := held.root)}
+
+    def _serving(self) -> set[str]:
+        return {held.place.slug for held in tuple(self._engines.values()) if held.serves}
 
     async def _sweep_containers(self) -> None:
         """Remove what a killed keeper left of containers that belong to no engine of ours."""

@@ -26,6 +26,7 @@ from tests.support.leaks import wait_for
 from tests.support.oracle import PROMPT
 
 pytestmark = [*needs_criu, pytest.mark.anyio]
+C = EngineName("c")
 EXPECTED = "".join(expected_tokens(PROMPT, None, 20))
 
 
@@ -276,3 +277,36 @@ def kill_keeper(here: GpuSite) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_for("the keeper is dead", lambda: here.site.keeper_pid() is None)
+
+
+# ------------------------------------------------------------- what makes room
+
+
+async def test_under_disk_pressure_the_image_of_an_engine_in_use_stays(tmp_path: Path) -> None:
+    """However long ago it was restored; going to host memory and back is use as well."""
+    with gpu_site(tmp_path, "abc", share=0.3) as here:
+        keeper_process = start_keeper(here.site)
+        async with caller(here.site) as keeper:
+            await keeper.started(A)
+            size = (await keeper.dump(A, "golden")).bytes
+            await keeper.stop(A, 5.0)
+        keeper_process.terminate()
+        keeper_process.wait()
+        content = json.loads(here.site.config.read_text())
+        content["images"] = {"budget": size * 5 // 2, "min_free": 0}
+        here.site.config.write_text(json.dumps(content))
+        start_keeper(here.site)
+        manifest = here.site.directory / "images" / "a" / "golden" / "manifest.json"
+        async with caller(here.site) as keeper:
+            await keeper.restore(A, "golden")
+            await keeper.started(B)
+            await keeper.dump(B, "golden")
+            await keeper.discard(B)
+            os.utime(manifest, (1000, 1000))
+            await keeper.started(C)
+            await keeper.dump(C, "golden")
+            held = [(await keeper.holding(one)).golden for one in (A, B, C)]
+            assert held == [True, False, True], "it runs now"
+            os.utime(manifest, (1000, 1000))
+            await keeper.suspend(A)
+            assert manifest.stat().st_mtime > 1000

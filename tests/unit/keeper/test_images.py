@@ -102,6 +102,39 @@ def test_golden_images_of_others_make_room_the_least_recently_used_first(tmp_pat
     assert images.manifest("new", "golden") is not None
 
 
+def aged(images: ImageStore, *engines: str) -> None:
+    """Make golden images of these, each used a little later than the one before."""
+    for age, engine in enumerate(engines):
+        make(images, engine)
+        os.utime(images.path(engine, "golden") / MANIFEST, (1000 + age, 1000 + age))
+
+
+def left(images: ImageStore, *engines: str) -> list[str]:
+    """Return those of which there still is a golden image."""
+    return [engine for engine in engines if images.manifest(engine, "golden") is not None]
+
+
+def test_it_is_the_use_of_the_engine_that_counts_not_of_its_image(tmp_path: Path) -> None:
+    """One that goes to host memory and back is asked for often, and restored never."""
+    images = store(tmp_path, budget=250 * KIB)
+    aged(images, "often", "rarely")
+    images.used("often")
+    images.used("never seen")
+    make(images, "c", "live", size=100 * KIB)
+    assert left(images, "often", "rarely") == ["often"]
+
+
+def test_the_image_of_one_that_runs_goes_last(tmp_path: Path) -> None:
+    images = store(tmp_path, budget=250 * KIB)
+    images.serving = lambda: {"running"}
+    aged(images, "running", "away")
+    make(images, "c", "live", size=100 * KIB)
+    assert left(images, "running", "away") == ["running"]
+    make(images, "d", "live", size=100 * KIB)
+    assert left(images, "running", "away") == [], "but before a live image finds no room"
+    assert images.manifest("c", "live") is not None
+
+
 def test_a_live_image_never_makes_room(tmp_path: Path) -> None:
     images = store(tmp_path, budget=200 * KIB)
     make(images, "a", "live", size=150 * KIB)
