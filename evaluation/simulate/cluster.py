@@ -127,10 +127,10 @@ def build(
         raise ValueError(f"{', '.join(kinds)}: not all of them are in '{costs.name}'")
     found = []
     for number in range(models):
-        # One further with every round, or a GPU would get engines of one kind only.
-        kind = chosen[(number + number // gpus) % len(chosen)]
-        name = EngineName(f"m{number:02d}")
-        found.append(Model(name=name, kind=kind, gpus=(number % gpus,)))
+        place, gpu = divmod(number, gpus)
+        # Each GPU begins with another kind and gets them all in turn.
+        kind = chosen[(place + gpu) % len(chosen)]
+        found.append(Model(name=EngineName(f"m{number:02d}"), kind=kind, gpus=(gpu,)))
     sizes = []
     for gpu in range(gpus):
         here = [model.kind for model in found if gpu in model.gpus]

@@ -74,7 +74,7 @@ def summarise(outcomes: Sequence[Outcome], targets: Targets) -> dict[str, Any]:
         "fairness": fairness(outcomes),
         "p90_covers": _covered(outcomes),
         "events": sum(activity.events for activity in activities),
-        "wall_s": sum(outcome.wall_s for outcome in outcomes),
+        "cpu_s": sum(outcome.cpu_s for outcome in outcomes),
     }
 
 

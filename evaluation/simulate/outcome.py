@@ -1,6 +1,6 @@
 """What a simulated run leaves behind: a record of each request, and what the machine did."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from evaluation.simulate.workload import Workload
 
@@ -79,9 +79,9 @@ class Outcome:
     """What each request takes by itself on an engine that is there."""
     covered: tuple[int, int] = (0, 0)
     """Requests that took no longer than the P90 predicted at their grant, of how many."""
-    wall_s: float = 0.0
-    """How long the simulation itself took."""
-    core_s: float = field(default=0.0)
+    cpu_s: float = 0.0
+    """How long the simulation itself took, in CPU time."""
+    core_s: float = 0.0
     """Of that, within the scheduler's core (only if it was asked for)."""
 
     def ttft_s(self, request: int) -> float | None:

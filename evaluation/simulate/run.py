@@ -157,15 +157,15 @@ class _Run:
         handle = self.core.handle
 
         def timed(event: Event, now: float) -> list[Effect]:
-            begun = time.perf_counter()
+            begun = time.process_time()
             effects = handle(event, now)
-            self.core_s += time.perf_counter() - begun
+            self.core_s += time.process_time() - begun
             return effects
 
         self._handle = timed
 
     def to_the_end(self) -> Outcome:
-        begun = time.perf_counter()
+        begun = time.process_time()
         for seen in self.world.seen():
             self._tell(seen)
         heap, arrival = self.agenda.heap, self.workload.arrival
@@ -175,7 +175,7 @@ class _Run:
             if self._next_open < len(self._open):
                 coming = arrival[self._open[self._next_open]]
             next_at = min(soonest, coming)
-            if self.timer is not None and self.timer <= next_at:
+            if self.timer is not None and self.timer <= next_at and self.timer != NEVER:
                 self._tick(self.timer)
             elif coming <= soonest and coming != NEVER:
                 self.now = coming
@@ -185,7 +185,7 @@ class _Run:
                 self._happen()
             else:
                 raise Stuck(f"{self.left} requests are left at {self.now:.3f} s and nothing is due")
-        return self._outcome(time.perf_counter() - begun)
+        return self._outcome(time.process_time() - begun)
 
     def _happen(self) -> None:
         at, _, kind, who = self.agenda.take()
@@ -311,7 +311,7 @@ class _Run:
 
     # ----------------------------------------------------------------- result
 
-    def _outcome(self, wall_s: float) -> Outcome:
+    def _outcome(self, cpu_s: float) -> Outcome:
         work = self.workload
         self.world.close(self.now)
         activity = self.world.activity
@@ -330,6 +330,6 @@ class _Run:
             activity=activity,
             alone_s=alone,
             covered=self.core.knowledge.service.coverage(),
-            wall_s=wall_s,
+            cpu_s=cpu_s,
             core_s=self.core_s,
         )

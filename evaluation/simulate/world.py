@@ -22,6 +22,7 @@ from swapserve.states import EngineState, Tier
 _S = EngineState
 _AWAY = frozenset({_S.STOPPED, _S.SWAPPED_OUT})
 _SERVING = frozenset({_S.READY, _S.DRAINING})
+_BELOW = frozenset({Tier.HOST, Tier.DISK})
 
 
 class World:
@@ -152,6 +153,8 @@ class World:
     def swap_out(self, effect: SwapOut, now: float) -> None:
         """Begin to move an engine off its devices, or from host memory to disk."""
         engine = self.by_name[effect.engine]
+        if effect.to not in _BELOW:
+            raise IllegalEffect(f"{engine.name}: swapped out to {effect.to}")
         if effect.in_flight != engine.suspended or engine.active:
             raise IllegalEffect(
                 f"{engine.name}: {engine.active} requests run and {engine.suspended} are suspended,"
@@ -205,7 +208,7 @@ class World:
         """
         kind, tier = engine.kind, effect.to
         if tier is Tier.HOST and not kind.residue_bytes:
-            raise IllegalEffect(f"{engine.name}: lowered to {tier}, where it is")
+            raise IllegalEffect(f"{engine.name}: lowered to host, where it is")
         whole = kind.down_s if engine.kept and tier is Tier.DISK and kind.dumps else None
         if effect.in_flight and whole is None:
             raise IllegalEffect(f"{engine.name}: its requests would not survive this")
