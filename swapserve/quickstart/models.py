@@ -192,8 +192,9 @@ devices:
   host:
     memory: {budget // MIB}MiB
 
-# Short turns, so that there is something to see.
+# Short turns of a fixed length, so that there is something to see.
 scheduling:
+  policy: lru
   quantum: 4s
   max_wait: 8s
 
