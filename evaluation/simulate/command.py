@@ -23,6 +23,8 @@ from evaluation.simulate.run import RULES, Stuck
 from evaluation.simulate.table import render
 from evaluation.simulate.verdict import judge
 from evaluation.versions import commit
+from swapserve.errors import ConfigError
+from swapserve.scheduler.plugins import load_policy
 from swapserve.scheduler.policies.registry import POLICIES
 
 MOST_GPUS = 64
@@ -40,6 +42,16 @@ def _names(allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 - what click calls
         return _once(words, value)
 
     return parse
+
+
+def _policies(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in value.split(","))
+    for word in words:
+        try:
+            load_policy(word, path="--policies")
+        except ConfigError as error:
+            raise click.BadParameter(str(error)) from error
+    return _once(words, value)
 
 
 def _counts(most: int) -> Any:  # noqa: ANN401
@@ -66,7 +78,11 @@ def _once(found: tuple[Any, ...], value: str) -> tuple[Any, ...]:
     "--profiles", callback=_names((*PROFILES, TRACE)), default=",".join(PROFILES), show_default=True
 )
 @click.option(
-    "--policies", callback=_names(tuple(POLICIES)), default=",".join(POLICIES), show_default=True
+    "--policies",
+    callback=_policies,
+    default=",".join(POLICIES),
+    show_default=True,
+    help="SwapServe's own, or those of installed packages.",
 )
 @click.option("--gpus", callback=_counts(MOST_GPUS), default="1,2,8", show_default=True)
 @click.option("--models", callback=_counts(MOST_MODELS), default="2,8,64", show_default=True)

@@ -17,6 +17,7 @@ from evaluation.simulate.profiles import PROFILES
 from evaluation.simulate.run import RULES, simulate
 from evaluation.simulate.workload import Workload
 from swapserve.messages import Rules
+from swapserve.scheduler.plugins import load_policy
 
 TRACE = "trace"
 """Name of the profile that replays traces given by path."""
@@ -83,7 +84,7 @@ def compute(plan: Plan, cell: Cell) -> dict[str, Any]:
         simulate(
             cluster,
             workload(plan, cell.profile, cluster, seed),
-            cell.policy,
+            load_policy(cell.policy),
             rules=plan.rules,
             noise=plan.noise,
             seed=seed,

@@ -35,6 +35,7 @@ from swapserve.messages import (
     Used,
 )
 from swapserve.scheduler.core import Core
+from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.policies.base import Policy
 from swapserve.scheduler.policies.registry import POLICIES
 
@@ -60,6 +61,7 @@ def simulate(
     noise: float = 0.0,
     seed: int = 1,
     timed: bool = False,
+    knowledge: Knowledge | None = None,
 ) -> Outcome:
     """Run a workload to its end.
 
@@ -71,6 +73,7 @@ def simulate(
         noise: standard deviation of the logarithm of a move's duration; 0: always as in the table.
         seed: of the noise.
         timed: measure how long the core itself takes.
+        knowledge: what was learnt before, of engines by the same names; it goes on learning.
 
     Raises:
         ValueError: no such policy, or a workload that is none.
@@ -84,7 +87,7 @@ def simulate(
     workload.check(len(cluster.models))
     if not policy.swaps:
         cluster = cluster.boundless()
-    run = _Run(cluster, workload, policy, rules, noise=noise, seed=seed)
+    run = _Run(cluster, workload, policy, rules, noise=noise, seed=seed, knowledge=knowledge)
     if timed:
         run.time_core()
     return run.to_the_end()
@@ -102,6 +105,7 @@ class _Run:
         *,
         noise: float,
         seed: int,
+        knowledge: Knowledge | None = None,
     ) -> None:
         count = len(workload)
         self.workload = workload
@@ -114,7 +118,7 @@ class _Run:
             first_at=self.records.first_at,
         )
         self.world = World(cluster, requests, self.agenda, noise=noise, seed=seed)
-        self.core = Core(*cluster.specs(), rules, policy)
+        self.core = Core(*cluster.specs(), rules, policy, knowledge)
         self.policy = policy
         self.now = 0.0
         self.timer: float | None = None

@@ -16,7 +16,7 @@ SMALL = ["--gpus", "1", "--models", "2", "--requests", "60", "--policies", "adap
     [
         (["--profiles", "azure,nonsense"], "'nonsense' is none of single_model"),
         (["--profiles", "azure,azure"], "names something twice"),
-        (["--policies", "best"], "'best' is none of adaptive"),
+        (["--policies", "best"], "found 'best'; expected one of adaptive"),
         (["--gpus", "1,two"], "no list of numbers"),
         (["--gpus", "0"], "not between 1 and 64"),
         (["--models", "2,2"], "names something twice"),
