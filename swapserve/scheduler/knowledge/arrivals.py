@@ -114,7 +114,7 @@ class Arrivals:
         for name, stored in objects(data.get("engines"), ENGINES_MAX):
             if ago_s := numbers(stored.get("ago_s"), K):
                 known = arrivals._engines[EngineName(name)]
-                known.times.extend(now - one for one in sorted(ago_s, reverse=True))
+                known.times.extend(now - one for one in ago_s)
                 known.gaps.read(stored.get("gaps"))
                 known.hours.read(fields(stored.get("hours")))
         arrivals._sequence = Sequence.from_json(fields(data.get("sequence")), now)

@@ -15,7 +15,7 @@ from swapserve.scheduler.knowledge.stored import number, numbers
 from swapserve.scheduler.knowledge.window import Window
 
 REMEMBERED = 200
-STEP = 0.015
+STEP = 0.005
 """By which the level moves, times how far hit or miss is from the target."""
 LEVEL_RANGE = 5 / 6, 4 / 3
 """Times the target: least and greatest level. Beyond 1 the greatest ratio is enlarged by it."""
@@ -43,10 +43,14 @@ class Calibration:
         self.margin = 1.0
         self._set_margin()
 
-    def add(self, ratio: float) -> None:
-        """Take in result divided by forecast, the latter without its margin."""
-        miss = 1.0 if ratio > self.margin else 0.0
-        level = self._level + STEP * (miss - 1.0 + self._target)
+    def add(self, ratio: float, *, missed: bool) -> None:
+        """Take in a result.
+
+        Args:
+            ratio: result divided by forecast, the latter as it would be now, without its margin.
+            missed: whether the result was beyond the forecast that was given, margin included.
+        """
+        level = self._level + STEP * (missed - 1.0 + self._target)
         self._level = self._bounded(level)
         self._ratios.add(ratio)
         self._set_margin()

@@ -1,5 +1,6 @@
 """Seconds as a line over tokens: an overhead and a time per token, fitted to few figures. Pure."""
 
+import math
 from dataclasses import dataclass, field
 
 from swapserve.scheduler.knowledge.stored import fields, numbers
@@ -9,6 +10,7 @@ FORGET = 0.95
 WEIGHT_MAX = 1.0 / (1.0 - FORGET) + 1.0
 OUTLIER = 4.0
 """Times the line; a reading beyond counts as if it were just there."""
+ROUNDING = 1.001
 TRUSTED = 3
 """Readings before one can be an outlier."""
 ANCHOR_WEIGHT = 0.3
@@ -73,8 +75,14 @@ class Line:
         sums, count = numbers(stored.get("sums"), len(self._sums)), stored.get("count")
         if len(sums) != len(self._sums) or not isinstance(count, int) or count < 1:
             return
-        weight, x, _, xx, _ = sums
-        # As sums of squares over tokens, of which there is at least one in a prompt, must be.
-        if 1.0 <= weight <= WEIGHT_MAX and xx >= x >= weight and weight * xx * 1.001 >= x * x:
+        weight, x, y, xx, xy = sums
+        # What such sums over prompts of at least one token must be, whatever they were.
+        possible = (
+            1.0 <= weight <= WEIGHT_MAX
+            and weight <= x <= xx
+            and x * x <= ROUNDING * weight * xx
+            and xy <= ROUNDING * y * math.sqrt(xx)
+        )
+        if possible:
             self.count, self._sums = count, sums
             self._fit()

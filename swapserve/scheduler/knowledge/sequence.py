@@ -14,6 +14,7 @@ SUCCESSORS_MAX = 16
 """Of one engine; the rarest makes room."""
 FORGET = 0.95
 """Weight of earlier changes away from an engine, at each new one."""
+WEIGHT_MAX = 1.0 / (1.0 - FORGET) + 1.0
 UNSEEN = 1.0
 """Weight of what has not been seen yet, by that of the latest change."""
 GAIN_MAX = 1e9
@@ -44,7 +45,7 @@ class _After:
         if (delay := self.delays.get(engine)) is None:
             if len(self.delays) >= SUCCESSORS_MAX:
                 rarest = min(self.delays, key=lambda name: self.delays[name].weight)
-                self.total -= self.delays.pop(rarest).weight
+                del self.delays[rarest]
             delay = self.delays[engine] = _Next(seconds)
         else:
             delay.add(seconds)
@@ -56,7 +57,7 @@ class _After:
     def _rescale(self) -> None:
         for delay in self.delays.values():
             delay.weight /= self.gain
-        self.total = sum(delay.weight for delay in self.delays.values())
+        self.total /= self.gain
         self.gain = 1.0
 
 
@@ -78,7 +79,7 @@ class Sequence:
     def chance(self, engine: EngineName, now: float, within_s: float) -> float:
         """Return the chance that the engine follows the latest within so many seconds."""
         latest = self._latest
-        if latest is None or latest == engine:
+        if latest is None:
             return 0.0
         after = self._after.find(latest)
         delay = after.delays.get(engine) if after is not None else None
@@ -89,8 +90,6 @@ class Sequence:
         later = delay.longer(passed_s)
         # Those that would have come by now have not: what is left is the rest, or another engine.
         still = 1.0 - share + share * later
-        if still <= 0.0:
-            return 0.0
         found = share * (later - delay.longer(passed_s + within_s)) / still
         return min(max(found, 0.0), 1.0)
 
@@ -115,7 +114,7 @@ class Sequence:
             after = sequence._after[EngineName(name)]
             for engine, item in objects(stored, SUCCESSORS_MAX):
                 weight, delay = number(item.get("weight")), _Next(0.0)
-                if weight is not None and delay.read(item):
+                if weight is not None and weight <= WEIGHT_MAX and delay.read(item):
                     delay.weight = weight
                     after.delays[EngineName(engine)] = delay
                     after.total += weight

@@ -47,6 +47,8 @@ class Forecast:
 
     p50_s: float
     p90_s: float
+    learnt: bool = True
+    """Whether it comes from requests of the engine; else it is a first guess."""
 
 
 class _Margins:
@@ -135,7 +137,7 @@ class Service:
         p90_s = p90_s * margins.high.beyond(ran_s / p90_s) - ran_s
         if p90_s <= 0.0:
             p90_s = LATE_P90 * ran_s
-        return Forecast(min(p50_s, p90_s), p90_s)
+        return Forecast(min(p50_s, p90_s), p90_s, len(known.lengths) >= ENOUGH_OF_ENGINE)
 
     def coverage(self) -> tuple[int, int]:
         """Return how many requests took no longer than their P90, and how many were counted.
@@ -146,14 +148,29 @@ class Service:
 
     # ----------------------------------------------------------------- learning
 
-    def ended(self, engine: EngineName, ask: Ask, used: Used, ran_s: float) -> None:
-        """Take in a request that was answered to its end; `ran_s` is its whole active time.
+    def ended(
+        self,
+        engine: EngineName,
+        ask: Ask,
+        used: Used,
+        ran_s: float,
+        *,
+        promised: Forecast | None = None,
+    ) -> None:
+        """Take in a request that was answered to its end.
 
         Figures that cannot be are left out, each for itself.
+
+        Args:
+            engine: who has answered.
+            ask: what it was asked.
+            used: what that took.
+            ran_s: its whole active time.
+            promised: what `forecast` said at its grant; None: what it would say now is judged.
         """
         known = self._engines[engine]
         if valid(ran_s) and len(known.lengths) >= ENOUGH_OF_ENGINE:
-            self._judge(known, ask, max(ran_s, LEAST_S))
+            self._judge(known, ask, max(ran_s, LEAST_S), promised)
         tokens_in, tokens_out = used.tokens_in, used.tokens_out
         if used.prefill_s is not None and valid(used.prefill_s) and valid(tokens_in):
             known.prefill.add(max(tokens_in, 1.0), used.prefill_s)
@@ -169,13 +186,17 @@ class Service:
         known.lengths.add(tokens_out)
         known.keys[ask.key].add(tokens_out)
 
-    def _judge(self, known: _Engine, ask: Ask, ran_s: float) -> None:
-        """Compare a request with what was to be expected of it."""
+    def _judge(self, known: _Engine, ask: Ask, ran_s: float, promised: Forecast | None) -> None:
+        """Compare a request with what was expected of it."""
         p50_s, p90_s, margins = known.plain(ask)
-        self._counted += 1
-        self._within += ran_s <= margins.high.margin * p90_s
-        margins.middle.add(ran_s / p50_s)
-        margins.high.add(ran_s / p90_s)
+        half_s, most_s = margins.middle.margin * p50_s, margins.high.margin * p90_s
+        if promised is not None and promised.learnt:
+            half_s, most_s = promised.p50_s, promised.p90_s
+        if promised is None or promised.learnt:
+            self._counted += 1
+            self._within += ran_s <= most_s
+        margins.middle.add(ran_s / p50_s, missed=ran_s > half_s)
+        margins.high.add(ran_s / p90_s, missed=ran_s > most_s)
 
     # ------------------------------------------------------------------ storing
 

@@ -94,6 +94,8 @@ def test_a_silence_longer_than_all_before_is_expected_to_last() -> None:
     assert chances == sorted(chances, reverse=True)
     assert chances[0] < 0.2
     assert chances[-1] < 1e-4
+    silent_s = 0.9 * LONGEST_S
+    assert arrivals.chance(A, 1000.0 + silent_s, 10 * silent_s) == pytest.approx(0.9, abs=0.05)
 
 
 def poisson(chance: random.Random, gap_s: float, until: float) -> list[float]:
@@ -156,6 +158,15 @@ def test_the_hour_of_day_is_noticed() -> None:
     assert arrivals.chance(A, tomorrow + 15.0 * HOUR_S, 1800.0) < 0.15
 
 
+def test_a_burst_at_some_time_of_an_hour_does_not_make_all_of_it_busy() -> None:
+    arrivals, chance = Arrivals(), random.Random(6)
+    for day in range(10):
+        start = day * DAY_S + 9 * HOUR_S + chance.uniform(0, HOUR_S)
+        told(arrivals, {A: every(0.1, 200, start=start)})
+    nine = 10 * DAY_S + 9 * HOUR_S
+    assert arrivals.chance(A, nine, 300.0) < 0.3
+
+
 def test_a_day_that_is_not_like_the_others_is_seen_to_be_so() -> None:
     arrivals = Arrivals()
     days = [day * DAY_S + 9 * HOUR_S + at for day in range(10) for at in every(120.0, 30)]
@@ -180,6 +191,7 @@ def test_who_always_follows_is_expected() -> None:
     assert arrivals.chance(B, now, 5.0) < 0.1
     arrivals.arrived(A, now)
     assert arrivals.chance(B, now, 5.0) > 0.7
+    assert arrivals.chance(B, now + 3.0, 5.0) > 0.7, "it is about to"
     assert arrivals.chance(B, now + 60.0, 5.0) < 0.3, "this time it has not"
 
 
@@ -191,6 +203,15 @@ def test_who_follows_one_engine_need_not_follow_another() -> None:
     assert arrivals.chance(B, 40_000.0, 5.0) < 0.1
     arrivals.arrived(A, 40_100.0)
     assert arrivals.chance(B, 40_100.0, 5.0) > 0.7
+
+
+def test_an_engine_that_is_followed_by_just_anybody_promises_nothing() -> None:
+    arrivals = Arrivals()
+    for number in range(200):
+        other = B if number % 10 == 0 else EngineName(f"other{number}")
+        told(arrivals, {A: [1000.0 * number], other: [1000.0 * number + 2.0]})
+    arrivals.arrived(A, 200_000.0)
+    assert arrivals.chance(B, 200_000.0, 5.0) < 0.3
 
 
 def test_a_habit_that_is_given_up_is_forgotten() -> None:

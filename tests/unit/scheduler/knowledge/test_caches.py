@@ -72,6 +72,36 @@ def test_the_turns_of_one_conversation_are_not_counted_twice() -> None:
     assert caches.worth_s(A, now) <= 1.02 * PREFILL_S
 
 
+def test_a_conversation_that_has_often_come_back_is_expected_more_than_a_new_one() -> None:
+    worths = []
+    for conversation in (1, 99):
+        caches = Caches()
+        for number in range(40):
+            turn(caches, 1 if number % 8 == 0 else 100 + number, 20.0 * number)
+        caches.emptied(A)
+        turn(caches, conversation, 800.0)
+        worths.append(caches.worth_s(A, 800.0))
+    assert worths[0] > 2 * worths[1]
+
+
+def test_a_conversation_that_goes_on_outlasts_those_that_do_not() -> None:
+    caches = Caches()
+    for number in range(2000):
+        turn(caches, 1 if number % 20 == 0 else 100 + number, float(number))
+    caches.emptied(A)
+    turn(caches, 1, 2000.0)
+    assert caches.worth_s(A, 2000.0) > 0.9 * PREFILL_S
+
+
+def test_turns_in_quick_succession_are_not_counted_twice_either() -> None:
+    caches = Caches()
+    turn(caches, 1, 0.0)
+    for number in range(1, 50):
+        caches.worth_s(A, 0.01 * number)
+        turn(caches, 1, 0.01 * number)
+    assert caches.worth_s(A, 0.5) <= 1.02 * PREFILL_S
+
+
 def test_silence_takes_its_worth() -> None:
     caches = Caches()
     now = chat(caches, 10, pause_s=20.0)

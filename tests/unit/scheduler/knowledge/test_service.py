@@ -146,18 +146,42 @@ def test_nine_in_ten_take_no_longer_than_their_p90(load: Load, *, stream: bool) 
     assert 0.87 <= hits / counted <= 0.93
 
 
-@pytest.mark.parametrize("load", LOADS)
+def ever_slower(chance: random.Random, number: int) -> tuple[float, float]:
+    return chance.lognormvariate(5, 0.3), 0.01 * 1.03 ** (number % 100)
+
+
+@pytest.mark.parametrize("load", [*LOADS, ever_slower])
 def test_so_do_those_that_run_side_by_side(load: Load) -> None:
-    service, within, now = Service(), 0, 0.0
-    running: list[tuple[float, int, Served]] = []
+    service, now = Service(), 0.0
+    running: list[tuple[float, int, Served, Forecast]] = []
+    within = 0
     for number, one in enumerate(requests(load, 2)):
         if len(running) == 12:
-            now, _, over = heapq.heappop(running)
-            learn(service, over)
+            now, _, over, said = heapq.heappop(running)
+            service.ended(A, over.ask, over.used, over.ran_s, promised=said)
+        promised = service.forecast(A, one.ask)
         if number >= WARM_UP:
-            within += one.ran_s <= service.forecast(A, one.ask).p90_s
-        heapq.heappush(running, (now + one.ran_s, number, one))
-    assert 0.85 <= within / (REQUESTS - WARM_UP) <= 0.95
+            within += one.ran_s <= promised.p90_s
+        heapq.heappush(running, (now + one.ran_s, number, one, promised))
+    assert 0.87 <= within / (REQUESTS - WARM_UP) <= 0.93
+    hits, counted = service.coverage()
+    assert 0.87 <= hits / counted <= 0.93
+
+
+def test_first_guesses_are_not_counted() -> None:
+    service = Service()
+    slow = served(200, 5.0)
+    guess = service.forecast(A, slow.ask)
+    assert not guess.learnt
+    assert guess.p90_s < slow.ran_s
+    for _ in range(20):  # all of them were granted before the first had ended
+        service.ended(A, slow.ask, slow.used, slow.ran_s, promised=guess)
+    assert service.coverage() == (0, 0)
+    learnt = service.forecast(A, slow.ask)
+    assert learnt.learnt
+    service.ended(A, slow.ask, slow.used, slow.ran_s, promised=learnt)
+    service.ended(A, slow.ask, slow.used, learnt.p90_s + 1, promised=learnt)
+    assert service.coverage() == (1, 2)
 
 
 @pytest.mark.parametrize("load", [lognormal, heavy_tail, bimodal, batching, uneven_speed])
@@ -224,6 +248,14 @@ def test_prompts_of_one_length_tell_of_longer_ones_too() -> None:
         learn(service, served(50, ask=Ask(tokens_in=1_000), prefill_s=2.0))
     assert service.first_s(A, Ask(tokens_in=1_000)) == pytest.approx(2.0, rel=0.1)
     assert service.first_s(A, Ask(tokens_in=4_000)) == pytest.approx(8.0, rel=0.25)
+
+
+def test_prefill_that_grows_faster_than_the_prompt_does_not_start_below_nothing() -> None:
+    service = Service()
+    for tokens in (100.0, 1_000.0, 10_000.0):
+        learn(service, served(5, ask=Ask(tokens_in=tokens), prefill_s=tokens**2 / 1e6))
+    assert service.first_s(A, Ask(tokens_in=1)) >= 0.0
+    assert service.first_s(A, Ask(tokens_in=10_000)) == pytest.approx(100.0, rel=0.1)
 
 
 def test_one_prefill_that_hung_does_not_count_for_more_than_a_slow_one() -> None:

@@ -178,6 +178,46 @@ def test_any_part_may_be_spoilt(spoilt: list[tuple[tuple[Any, ...], object]]) ->
     use(Knowledge.from_json(data, 5.0, WALL_S), 5.0)
 
 
+SPOILT: list[tuple[tuple[str, ...], object]] = [
+    (("caches", "a", "prefill_tokens"), 1e-300),
+    (("caches", "a", "keys", "k", "reuse"), 7.0),
+    (("caches", "a", "keys", "k", "log_variance"), 0.0),
+    (("service", "a", "prefill", "sums"), [1.0, 5.0, 1.0, 1e-300, 1e9]),
+    (("service", "a", "prefill", "sums"), [1.0, 1.0, 1.0, 1.0, 1e12]),
+    (("service", "a", "prefill", "sums"), [1e12, 1e12, 1.0, 1e12, 1.0]),
+    (("service", "a", "prefill", "count"), 2.5),
+    (("service", "a", "itl", "value"), True),
+    (("service", "a", "lengths"), [10**400]),
+    (("service", "a", "free", "p90", "ratios"), [0.0, 0.0]),
+    (("arrivals", "engines", "a", "ago_s"), [1.0, 5.0, 3.0]),
+    (("arrivals", "engines", "a", "ago_s"), []),
+    (("arrivals", "engines", "a", "hours", "day"), 1e12),
+    (("arrivals", "engines", "a", "gaps", "ended"), [1e12] * 44),
+    (("arrivals", "sequence", "after", "a", "b", "weight"), 1e12),
+    (("arrivals", "sequence", "after", "a", "b", "log_variance"), 0.0),
+    (("arrivals", "sequence", "ago_s"), -5),
+    (("costs", "bytes", "a", "bytes"), 1e-300),
+    (("costs", "engines", "a"), {"sideways host busy": {"value": 1.0, "count": 1}}),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), SPOILT)
+def test_figures_that_cannot_be_do_no_harm(path: tuple[str, ...], value: object) -> None:
+    data = copy.deepcopy(STORED)
+    inner = data
+    for step in path[:-1]:
+        inner = inner[step]
+    assert path[-1] in inner
+    inner[path[-1]] = value
+    known = Knowledge.from_json(data, 5.0, WALL_S)
+    used = Used(tokens_in=100.0, tokens_out=10.0, prefill_s=None, decode_s=None)
+    known.caches.served(ENGINES[0], Ask(key="k", conversation=1), used, 5.0)
+    assert known.caches.worth_s(ENGINES[0], 5.0) < 1e3
+    assert known.service.first_s(ENGINES[0], Ask()) < 1e3
+    assert known.service.itl_s(ENGINES[0]) < 0.1
+    use(known, 5.0)
+
+
 def test_one_bad_part_does_not_cost_the_others() -> None:
     data = copy.deepcopy(STORED)
     data["arrivals"] = "nonsense"
