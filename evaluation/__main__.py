@@ -17,6 +17,7 @@ from evaluation import machine, plan, report, table
 from evaluation.bare import BareFailed
 from evaluation.engines import KINDS, EngineKind, Missing
 from evaluation.gpu.command import gpu
+from evaluation.schedule.command import schedule
 from evaluation.session import HugePages, place
 from evaluation.simulate.command import command as simulate
 from evaluation.stream import StreamFailed
@@ -69,6 +70,7 @@ def cli() -> None:
 
 cli.add_command(gpu)
 cli.add_command(simulate)
+cli.add_command(schedule)
 
 
 @cli.command()

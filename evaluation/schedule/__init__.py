@@ -1,0 +1,1 @@
+"""Traces against real engines, and what the simulator says of them."""

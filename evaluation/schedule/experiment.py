@@ -1,0 +1,153 @@
+"""The order of things: measure, replay every profile, simulate, compare."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from evaluation.machine import watched
+from evaluation.schedule.calibrate import Calibration, calibrate
+from evaluation.schedule.figures import BOUND, Compared, Run, compare
+from evaluation.schedule.ground import Ground
+from evaluation.schedule.predict import cluster, predict
+from evaluation.schedule.profiles import PROFILES
+from evaluation.schedule.replay import Replayed, replay
+from evaluation.simulate import Workload
+
+METHOD = (
+    "What engines and moves take is measured through the front door, before the first round of real"
+    " runs and after each; the simulator gets the medians of all that, the daemon's rules and the"
+    " very trace that was replayed, and it begins with what the daemon had learnt by then. A"
+    " simulated figure is the median over simulations whose moves vary as the measured ones did."
+    f" Verdicts: met if every real run is within {BOUND:.0%} of it; not met if all are beyond on"
+    f" the same side; else too noisy if the real runs differ by more than {BOUND:.0%} among"
+    " themselves; else by their median."
+)
+Say = Callable[[str], None]
+Key = tuple[str, str]
+"""Profile and policy."""
+
+
+class Experiment:
+    """Everything that is measured in one go.
+
+    Args:
+        here: engines and their device.
+        profiles: names of the traces.
+        policies: names of the daemon's policies.
+        part: of each profile's usual length.
+        seed: of the traces.
+        say: told what is going on.
+    """
+
+    def __init__(
+        self,
+        here: Ground,
+        profiles: Sequence[str],
+        policies: Sequence[str],
+        *,
+        part: float,
+        seed: int,
+        say: Say,
+    ) -> None:
+        self._here = here
+        self._keys = [(profile, policy) for profile in profiles for policy in policies]
+        self._part = part
+        self._seed = seed
+        self._say = say
+        self._calibrations: list[Calibration] = []
+        self._replayed: dict[Key, list[Replayed]] = {key: [] for key in self._keys}
+        self._machine: dict[Key, list[dict[str, float]]] = {key: [] for key in self._keys}
+        self._learnt: dict[Key, list[object]] = {key: [] for key in self._keys}
+        self._traces: dict[str, Workload] = {}
+
+    def calibrate(self, repeats: int) -> None:
+        """Measure engines and moves; the first time, make the traces after it.
+
+        Raises:
+            CannotCalibrate: a request failed.
+            Missing: the daemon does not start.
+        """
+        self._say("calibration")
+        with self._here.daemon("adaptive") as session:
+            found = calibrate(self._here, session, repeats=repeats, say=self._say)
+        self._calibrations.append(found)
+        if not self._traces:
+            here = cluster(self._here, found)
+            self._traces = {
+                name: PROFILES[name].trace(here, part=self._part, seed=self._seed)
+                for name in dict(self._keys)
+            }
+
+    def round(self) -> None:
+        """Replay every profile under every policy once.
+
+        Raises:
+            Missing: the daemon does not start.
+        """
+        for profile, policy in self._keys:
+            trace = self._traces[profile]
+            self._say(f"{profile}, {policy}: {len(trace)} requests")
+            self._learnt[profile, policy].append(self._here.learnt())
+            with self._here.daemon(policy) as session, watched() as machine:
+                found = replay(self._here, session, trace)
+            figures = found.run.figures()
+            self._say(
+                f"  {figures['seconds']:.0f} s, {figures['swaps']:.0f} swaps,"
+                f" TTFT {figures['ttft_p50_s']:.2f} / {figures['ttft_p90_s']:.2f} s"
+            )
+            self._replayed[profile, policy].append(found)
+            self._machine[profile, policy].append(machine)
+
+    def result(self, seeds: int) -> dict[str, Any]:
+        """Simulate every real run, so many times each, and compare."""
+        pooled = Calibration.pooled(self._calibrations)
+        profiles = {}
+        for (profile, policy), replayed in self._replayed.items():
+            if not replayed:
+                continue
+            trace = self._traces[profile]
+            simulated = [
+                run
+                for number, learnt in enumerate(self._learnt[profile, policy])
+                for run in predict(
+                    self._here,
+                    pooled,
+                    trace,
+                    policy,
+                    learnt=learnt,
+                    seeds=range(number * seeds, (number + 1) * seeds),
+                )
+            ]
+            compared = compare(
+                [one.run.figures() for one in replayed], [one.figures() for one in simulated]
+            )
+            profiles[f"{profile}, {policy}"] = {
+                "profile": profile,
+                "policy": policy,
+                "about": PROFILES[profile].about,
+                "requests": len(trace),
+                "figures": {one.name: _told(one) for one in compared},
+                "forecasts": _coverage([one.run for one in replayed]),
+                "forecasts_simulated": _coverage(simulated),
+                "trace": [trace.arrival, trace.model, trace.tokens_in, trace.tokens_out],
+                "runs": [
+                    {"machine": machine, **one.as_json()}
+                    for one, machine in zip(replayed, self._machine[profile, policy], strict=True)
+                ],
+            }
+        return {
+            "method": METHOD,
+            "calibration": pooled.as_json(),
+            "profiles": profiles,
+            "forecasts": _coverage([one.run for found in self._replayed.values() for one in found]),
+        }
+
+
+def _told(one: Compared) -> dict[str, Any]:
+    return {**asdict(one), "ratio": one.ratio}
+
+
+def _coverage(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return how many requests were forecast, and which share took no longer than the P90."""
+    count, met = sum(run.forecasts for run in runs), sum(run.forecasts_met for run in runs)
+    return {"count": count, "met": met, "share": met / count if count else None}

@@ -1,0 +1,86 @@
+"""What the simulator says of a trace on engines as they were measured."""
+
+from collections.abc import Iterable
+
+from evaluation.schedule.calibrate import Calibration
+from evaluation.schedule.figures import Request, Run
+from evaluation.schedule.ground import ENGINE_BYTES, Ground
+from evaluation.simulate import Cluster, Model, Outcome, Workload, simulate
+from evaluation.simulate.outcome import UNSET
+from swapserve.blueprint import rules_of
+from swapserve.scheduler.knowledge import Knowledge
+
+SLOTS = 1
+
+
+def cluster(ground: Ground, calibration: Calibration) -> Cluster:
+    """Return the engines and their device as the simulator knows them."""
+    kind = calibration.kind()
+    models = tuple(Model(name=name, kind=kind, gpus=(0,), slots=SLOTS) for name in ground.names)
+    return Cluster(models=models, gpu_bytes=(ground.held * ENGINE_BYTES,), ram_bytes=0)
+
+
+def predict(
+    ground: Ground,
+    calibration: Calibration,
+    workload: Workload,
+    policy: str,
+    *,
+    learnt: object,
+    seeds: Iterable[int],
+) -> list[Run]:
+    """Simulate a trace with the daemon's own rules, and moves that vary as the measured ones do.
+
+    Args:
+        ground: engines and configuration.
+        calibration: what they take.
+        workload: the trace.
+        policy: the daemon's.
+        learnt: what its scheduler knew at the beginning, as stored.
+        seeds: of the moves, one for each simulation.
+    """
+    here = cluster(ground, calibration)
+    rules = rules_of(ground.config(policy), wall_offset_s=0.0)
+    noise = calibration.noise()
+    return [
+        _run(
+            simulate(
+                here,
+                workload,
+                policy,
+                rules=rules,
+                noise=noise,
+                seed=seed,
+                knowledge=Knowledge.from_json(learnt, 0.0),
+            )
+        )
+        for seed in seeds
+    ]
+
+
+def _run(outcome: Outcome) -> Run:
+    activity = outcome.activity
+    within, counted = outcome.covered
+    return Run(
+        requests=[_request(outcome, number) for number in range(len(outcome.workload))],
+        seconds=activity.seconds,
+        swaps=activity.swaps_in,
+        moving_s=activity.moving_s,
+        preemptions=activity.preemptions,
+        forecasts=counted,
+        forecasts_met=within,
+    )
+
+
+def _request(outcome: Outcome, number: int) -> Request:
+    records, work = outcome.records, outcome.workload
+    first, ended = records.first_at[number], records.ended[number]
+    return Request(
+        model=work.model[number],
+        priority=work.priority[number].name.lower(),
+        tokens_out=work.tokens_out[number],
+        sent=records.arrived[number],
+        first=None if first == UNSET else first,
+        last=None if ended == UNSET else ended,
+        error=records.refused.get(number),
+    )
