@@ -105,7 +105,13 @@ def gpu_name(gpu: int) -> DeviceName:
 
 
 def build(
-    costs: Costs, *, gpus: int, models: int, held: float = 1.0, kinds: Sequence[str] = ()
+    costs: Costs,
+    *,
+    gpus: int,
+    models: int,
+    held: float = 1.0,
+    spread: int = 0,
+    kinds: Sequence[str] = (),
 ) -> Cluster:
     """Return a cluster of engines of the table's kinds in turn, dealt out to the GPUs in turn.
 
@@ -115,6 +121,7 @@ def build(
         models: how many, the most popular one first.
         held: a GPU's memory, as a multiple of the largest engine on it, beside what sleeping ones
             keep; never more than the table's GPU has.
+        spread: every N-th model needs two GPUs at the same time, where there are two; 0: none.
         kinds: names of the table's kinds to use; empty: all.
 
     Raises:
@@ -130,7 +137,9 @@ def build(
         place, gpu = divmod(number, gpus)
         # Each GPU begins with another kind and gets them all in turn.
         kind = chosen[(place + gpu) % len(chosen)]
-        found.append(Model(name=EngineName(f"m{number:02d}"), kind=kind, gpus=(gpu,)))
+        both = spread and gpus > 1 and number % spread == spread - 1
+        on = (gpu, (gpu + 1) % gpus) if both else (gpu,)
+        found.append(Model(name=EngineName(f"m{number:02d}"), kind=kind, gpus=on))
     sizes = []
     for gpu in range(gpus):
         here = [model.kind for model in found if gpu in model.gpus]

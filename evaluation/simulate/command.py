@@ -108,6 +108,13 @@ def _once(found: tuple[Any, ...], value: str) -> tuple[Any, ...]:
     show_default=True,
     help="Memory of a GPU, as a multiple of its largest engine.",
 )
+@click.option(
+    "--spread",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Every N-th model needs two GPUs; 0: none.",
+)
 @click.option("--alpha", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Zipf.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs.")
 @click.option(
@@ -165,6 +172,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         seeds=options["seeds"],
         size=Size(requests=options["requests"], load=options["load"], alpha=options["alpha"]),
         held=options["held"],
+        spread=options["spread"],
         noise=options["noise"],
         rules=replace(
             RULES,

@@ -37,6 +37,7 @@ class Plan:
     seeds: int = 1
     size: Size = field(default_factory=Size)
     held: float = 1.0
+    spread: int = 0
     noise: float = 0.0
     rules: Rules = RULES
     targets: Targets = field(default_factory=Targets)
@@ -79,7 +80,9 @@ def workload(plan: Plan, profile: str, cluster: Cluster, seed: int) -> Workload:
 
 def compute(plan: Plan, cell: Cell) -> dict[str, Any]:
     """Simulate one cell with all seeds and return its row."""
-    cluster = build(plan.costs, gpus=cell.gpus, models=cell.models, held=plan.held)
+    cluster = build(
+        plan.costs, gpus=cell.gpus, models=cell.models, held=plan.held, spread=plan.spread
+    )
     outcomes = [
         simulate(
             cluster,

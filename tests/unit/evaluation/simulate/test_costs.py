@@ -242,6 +242,13 @@ def test_a_gpu_holds_its_largest_engine_and_never_more_than_there_is() -> None:
         build(costs, gpus=1, models=2, kinds=["GPT-9"])
 
 
+def test_some_models_can_need_two_gpus() -> None:
+    found = build(named("h100-driver"), gpus=3, models=9, spread=3)
+    assert [model.gpus for model in found.models][:6] == [(0,), (1,), (2, 0), (0,), (1,), (2, 0)]
+    alone = build(named("h100-driver"), gpus=1, models=3, spread=3)
+    assert {model.gpus for model in alone.models} == {(0,)}
+
+
 def test_a_boundless_cluster_has_room_for_all() -> None:
     found = build(named("h100-driver"), gpus=2, models=8).boundless()
     assert not any(found.contended(gpu) for gpu in range(2))

@@ -6,6 +6,8 @@ from typing import ClassVar
 import pytest
 
 from evaluation.simulate import simulate
+from evaluation.simulate.cluster import build
+from evaluation.simulate.costs import named
 from evaluation.simulate.load import Size
 from evaluation.simulate.outcome import UNSET
 from evaluation.simulate.profiles import PROFILES
@@ -119,6 +121,14 @@ def test_every_policy_serves_every_profile_without_an_illegal_effect(
         # A warm cache can only spare the prompt.
         spared = work.tokens_in[number] / KIND.speed.prefill_tokens_per_s
         assert took >= outcome.alone_s[number] - spared - 1e-6
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_engines_on_two_gpus_take_turns_with_those_on_one(policy: str) -> None:
+    found = build(named("h100-driver"), gpus=3, models=9, spread=3)
+    work = PROFILES["mixed"](found, Size(requests=150))
+    outcome = simulate(found, work, policy)
+    assert UNSET not in outcome.records.ended
 
 
 def test_priorities_keys_and_lengths_reach_the_core() -> None:
