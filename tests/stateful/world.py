@@ -383,11 +383,14 @@ class World:
     def ring(self) -> None:
         """Let the time come for which the timer is set."""
         assert self.timer is not None
-        before, self.now, self.timer = self.now, max(self.now, self.timer), None
+        self.now, self.timer = max(self.now, self.timer), None
         effects = self.send(Tick())
-        vain = self.now == before and all(isinstance(effect, SetTimer) for effect in effects)
+        vain = self._due() and all(isinstance(effect, SetTimer) for effect in effects)
         self.idle_rings = self.idle_rings + 1 if vain else 0
         assert self.idle_rings <= IDLE_RINGS, "the timer rings at once, and nothing changes"
+
+    def _due(self) -> bool:
+        return self.timer is not None and self.timer <= self.now
 
     def settle(self) -> None:
         """Let every transition succeed until none is under way."""
