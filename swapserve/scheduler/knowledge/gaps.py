@@ -45,14 +45,15 @@ _PRIOR = [
 class Gaps:
     """Which share of gaps ends in which span, of those that reach it."""
 
-    __slots__ = ("_ended", "_reached", "_stay")
+    __slots__ = ("_ended", "_reached", "_stale", "_stay")
 
     def __init__(self) -> None:
         self._reached = [0.0] * SPANS
         self._ended = [0.0] * SPANS
         self._stay = [0.0] * SPANS
         """Share of gaps that last through a span, of those that reach it."""
-        self._refresh(SPANS)
+        self._stale = SPANS
+        """Of so many spans, from the first, that share is not up to date."""
 
     def add(self, gap_s: float) -> None:
         """Take in a gap that is over."""
@@ -63,9 +64,10 @@ class Gaps:
         self._ended[:upto] = [FORGET * one for one in self._ended[:upto]]
         if ended:
             self._ended[number] += 1.0
-        self._refresh(upto)
+        self._stale = max(self._stale, upto)
 
-    def _refresh(self, upto: int) -> None:
+    def _refresh(self) -> None:
+        upto, self._stale = self._stale, 0
         self._stay[:upto] = [
             1.0 - (ended + prior) / (reached + PRIOR_WEIGHT)
             for ended, reached, prior in zip(
@@ -80,6 +82,8 @@ class Gaps:
         first, last = int(start), int(end)
         if first >= SPANS:
             return 1.0 - _tail(silent_s, end_s)
+        if self._stale:
+            self._refresh()
         stay = self._stay
         lasts = prod(stay[first:last]) / (1.0 - (start - first) * (1.0 - stay[first]))
         if last < SPANS:
@@ -101,7 +105,7 @@ class Gaps:
             some <= every <= REACHED_MAX for some, every in zip(ended, reached, strict=True)
         ):
             self._reached, self._ended = reached, ended
-            self._refresh(SPANS)
+            self._stale = SPANS
 
 
 def _place(gap_s: float) -> float:

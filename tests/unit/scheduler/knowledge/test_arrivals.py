@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapserve.ids import EngineName
@@ -237,6 +237,7 @@ def histories(draw: st.DrawFn) -> tuple[Arrivals, float]:
     return arrivals, now
 
 
+@settings(deadline=None)
 @given(histories(), st.lists(st.floats(0, 1e7), min_size=2, max_size=8))
 def test_a_chance_grows_with_the_time_and_is_one(
     history: tuple[Arrivals, float], spans: list[float]
@@ -249,6 +250,7 @@ def test_a_chance_grows_with_the_time_and_is_one(
         assert 0.0 <= arrivals.rate(engine, now) < math.inf
 
 
+@settings(deadline=None)
 @given(histories(), st.floats(0, 1e7))
 def test_asking_changes_nothing(history: tuple[Arrivals, float], within_s: float) -> None:
     arrivals, now = history

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapserve.ids import EngineName
@@ -181,6 +181,7 @@ def test_engines_do_not_share_a_cache() -> None:
 figures = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1e5))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

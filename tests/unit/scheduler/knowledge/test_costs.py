@@ -1,7 +1,7 @@
 """What swaps cost: averages, outliers, and guesses where nothing was measured."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapserve.ids import EngineName
@@ -154,6 +154,7 @@ def test_a_guess_gives_way_to_what_is_measured_later() -> None:
     assert costs.in_s(A, Tier.HOST, busy=False) == 9.0
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

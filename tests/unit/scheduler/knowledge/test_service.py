@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapserve.ids import EngineName
@@ -266,6 +266,7 @@ def test_one_prefill_that_hung_does_not_count_for_more_than_a_slow_one() -> None
     assert service.first_s(A, Ask(tokens_in=400)) < 0.8
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(1, 1e6), st.floats(0, 1e5)),
@@ -350,6 +351,7 @@ def test_a_request_that_has_outlasted_all_others_still_takes_a_while() -> None:
 figures = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1e4))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

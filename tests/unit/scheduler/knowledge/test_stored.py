@@ -141,6 +141,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_anything_may_be_stored(data: object) -> None:
     use(Knowledge.from_json(data, 5.0), 5.0)
@@ -163,7 +164,7 @@ STORED = json.loads(json.dumps(KNOWN.as_json(NOW)))
 PLACES = [path for path in places(STORED) if path != ("version",)]
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=4))
 def test_any_part_may_be_spoilt(spoilt: list[tuple[tuple[Any, ...], object]]) -> None:
     data = copy.deepcopy(STORED)
@@ -216,6 +217,18 @@ def test_figures_that_cannot_be_do_no_harm(path: tuple[str, ...], value: object)
     assert known.service.first_s(ENGINES[0], Ask()) < 1e3
     assert known.service.itl_s(ENGINES[0]) < 0.1
     use(known, 5.0)
+
+
+def test_a_stored_habit_beyond_measure_is_unlearnt_all_the_same() -> None:
+    a, b, c = ENGINES
+    data = copy.deepcopy(STORED)
+    data["arrivals"]["sequence"]["after"]["a"]["b"]["weight"] = 1e12
+    known = Knowledge.from_json(data, 0.0, WALL_S)
+    for number in range(60):
+        known.arrivals.arrived(a, 1e5 * number)
+        known.arrivals.arrived(c, 1e5 * number + 2.0)
+    known.arrivals.arrived(a, 1e7)
+    assert known.arrivals.chance(c, 1e7, 5.0) > 0.5 > known.arrivals.chance(b, 1e7, 5.0)
 
 
 def test_one_bad_part_does_not_cost_the_others() -> None:
