@@ -281,9 +281,9 @@ class Daemon:
         """Begin to end."""
         self.closing.set()
 
-    def status(self) -> Status:
+    def status(self, *, outlook: bool = True) -> Status:
         """Return everything as it is now."""
-        return self._snapshots.take()
+        return self._snapshots.take(outlook=outlook)
 
 
 async def _serve(config: Config, policy: Policy, *, started_keeper: bool) -> None:

@@ -41,8 +41,13 @@ class Snapshots:
         self._clock = clock
         self._started = clock()
 
-    def take(self) -> Status:
-        """Return everything as it is now."""
+    def take(self, *, outlook: bool = True) -> Status:
+        """Return everything as it is now.
+
+        Args:
+            outlook: whether to predict waits; with many engines and long queues that takes
+                milliseconds, too long for what clients poll.
+        """
         met, counted = self._core.knowledge.service.coverage()
         return Status(
             version=swapserve.__version__,
@@ -54,7 +59,7 @@ class Snapshots:
             forecasts=counted,
             forecasts_met=met,
             devices=tuple(self._device(name) for name in self._config.devices),
-            engines=tuple(self._engine(actor) for actor in self._actors),
+            engines=tuple(self._engine(actor, outlook) for actor in self._actors),
         )
 
     def _device(self, name: DeviceName) -> DeviceStatus:
@@ -67,7 +72,7 @@ class Snapshots:
             committed_bytes=account.committed_bytes,
         )
 
-    def _engine(self, actor: EngineActor) -> EngineStatus:
+    def _engine(self, actor: EngineActor, outlook: bool) -> EngineStatus:
         model, holding, standing = actor.model, actor.holding, actor.standing
         active, waiting, suspended = self._core.counts(model.name)
         source: Literal["configured", "measured", "unknown"] = "unknown"
@@ -98,7 +103,7 @@ class Snapshots:
             pid=holding.pid if holding else None,
             last_swap=standing.last_swap,
             error=standing.error,
-            outlook=self._outlook(model.name, _tiers(model)),
+            outlook=self._outlook(model.name, _tiers(model)) if outlook else Outlook(),
         )
 
     def _outlook(self, engine: EngineName, tiers: Iterable[Tier]) -> Outlook:

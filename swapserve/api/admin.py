@@ -50,8 +50,8 @@ class Control(Protocol):
     def closing(self) -> asyncio.Event:
         """Set when the daemon goes down; open event streams end then."""
 
-    def status(self) -> Status:
-        """Return everything as it is now."""
+    def status(self, *, outlook: bool = True) -> Status:
+        """Return everything as it is now; without `outlook` nothing is predicted for it."""
 
     def resolve(self, name: str) -> EngineName:
         """Return the engine of a name or alias.

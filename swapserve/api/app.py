@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -51,6 +52,7 @@ def build_app(deps: Deps) -> web.Application:
         directory=deps.directory,
         proxy=deps.proxy,
         status=deps.control.status,
+        glance=partial(deps.control.status, outlook=False),
         metrics=deps.metrics,
         api_keys=deps.server.api_keys,
         metrics_keys=Keys((*keys, *deps.server.admin_keys) if keys else ()),

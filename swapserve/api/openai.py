@@ -33,6 +33,7 @@ class OpenAI:
         directory: Directory,
         proxy: Proxy,
         status: Callable[[], Status],
+        glance: Callable[[], Status],
         metrics: Metrics,
         api_keys: Sequence[ApiKey],
         metrics_keys: Keys,
@@ -41,6 +42,7 @@ class OpenAI:
         self._directory = directory
         self._proxy = proxy
         self._status = status
+        self._glance = glance
         self._metrics = metrics
         self._api_keys = api_keys
         self._keys = Keys([key.secret for key in api_keys])
@@ -76,14 +78,14 @@ class OpenAI:
     async def models(self, request: web.Request) -> web.StreamResponse:
         """List the models, with where each of them is."""
         self._keys.check(request)
-        data = [self._model(engine) for engine in self._status().engines]
+        data = [self._model(engine) for engine in self._glance().engines]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         """Show one model, by name or alias."""
         self._keys.check(request)
         name = self._directory.resolve(request.match_info["name"])
-        for engine in self._status().engines:
+        for engine in self._glance().engines:
             if engine.name == name:
                 return web.json_response(self._model(engine))
         raise ModelNotFound(name)

@@ -7,6 +7,7 @@ deeper down, in a string or behind an escape, is never taken for the real one.
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from swapserve.errors import InvalidRequest
@@ -17,6 +18,10 @@ _DECODER = json.JSONDecoder()
 PREFIX_CHARS = 4096
 LIMITS = ("max_completion_tokens", "max_tokens")
 """Fields that bound an answer's length; the first of them that is given counts."""
+MEDIA_TOKENS = 1000.0
+"""Rough number of tokens that an image or a sound becomes, whatever its size in bytes."""
+LEAST_MEDIA = 1024
+"""Shortest text that may be one of these."""
 MOST_TOKENS = 1 << 31
 FIELDS = frozenset({"model", "stream", "temperature", "seed", "service_tier", *LIMITS})
 
@@ -57,7 +62,7 @@ class RequestBody:
         self.stream = self._stream()
         self.samples = self._samples()
         """Whether the answer depends on the engine's own random state."""
-        self.tokens_in = max(1.0, self.size / BYTES_PER_TOKEN)
+        self.tokens_in = _tokens(self.size, members)
         """Length of the prompt, estimated from the body's size."""
         self.tokens_max = self._tokens_max()
         """Longest answer that it allows, if it says so in a way that can be understood."""
@@ -117,6 +122,29 @@ class RequestBody:
             if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
                 return min(limit, MOST_TOKENS)
         return None
+
+
+def _tokens(size: int, members: list[tuple[str, Member]]) -> float:
+    """Return the estimated length of a prompt; media inside messages count by their number."""
+    media = [
+        len(text)
+        for key, found in members
+        if key == "messages" and isinstance(found.value, list)
+        for message in found.value
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+        if isinstance(part, dict) and part.get("type") != "text"
+        for text in _texts(part)
+        if len(text) >= LEAST_MEDIA
+    ]
+    return max(1.0, (size - sum(media)) / BYTES_PER_TOKEN + len(media) * MEDIA_TOKENS)
+
+
+def _texts(part: dict[str, object]) -> Iterator[str]:
+    """Yield the texts of a part of a message: `image_url: {url: ...}` and the like."""
+    for value in part.values():
+        inner = value.values() if isinstance(value, dict) else (value,)
+        yield from (text for text in inner if isinstance(text, str))
 
 
 def _prefix(members: list[tuple[str, Member]]) -> int:

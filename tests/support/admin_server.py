@@ -113,7 +113,7 @@ class ScriptedControl:
     def __post_init__(self) -> None:
         self.finish.set()
 
-    def status(self) -> Status:
+    def status(self, *, outlook: bool = True) -> Status:
         return self.state
 
     def resolve(self, name: str) -> EngineName:

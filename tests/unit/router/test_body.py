@@ -167,3 +167,32 @@ def test_odd_tiers_and_limits_are_left_to_the_engine(odd: object) -> None:
     read = RequestBody(raw)
     assert read.tokens_max is None or read.tokens_max > 0
     assert read.rewritten() == raw
+
+
+def test_an_image_counts_as_one_whatever_its_size() -> None:
+    def tokens(*images: int) -> float:
+        parts: list[object] = [{"type": "text", "text": "what is this?"}]
+        for size in images:
+            url = {"url": "data:image/png;base64," + "A" * size, "detail": "high"}
+            parts.append({"type": "image_url", "image_url": url})
+        body = {"model": "a", "messages": [{"role": "user", "content": parts}]}
+        return RequestBody(json.dumps(body).encode()).tokens_in
+
+    assert tokens() < 100
+    assert tokens(10_000) == tokens(1_000_000) > 1000
+    assert 2000 < tokens(10_000, 20_000) < 2200
+    sound = {"type": "input_audio", "input_audio": {"data": "A" * 100_000, "format": "wav"}}
+    body = {"model": "a", "messages": [{"role": "user", "content": [sound, 3, {"x": [1]}]}]}
+    assert RequestBody(json.dumps(body).encode()).tokens_in < 1100
+
+
+def test_a_long_text_is_no_image() -> None:
+    text = {"type": "text", "text": "x" * 40_000}
+    body = {"model": "a", "messages": [{"role": "user", "content": [text]}]}
+    assert RequestBody(json.dumps(body).encode()).tokens_in > 10_000
+
+
+@given(odd=VALUES)
+def test_messages_of_any_shape_have_a_length(odd: object) -> None:
+    raw = json.dumps({"model": "a", "messages": [odd, {"content": odd}, {"content": [odd]}]})
+    assert RequestBody(raw.encode()).tokens_in >= 1.0
