@@ -1,7 +1,10 @@
 """`python -m evaluation simulate`: policies against each other, without engines."""
 
 import json
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,7 +206,8 @@ def _simulated(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        rows = list(compute_all(plan, jobs=options["jobs"], say=say))
+        with _interruptible():
+            rows = list(compute_all(plan, jobs=options["jobs"], say=say))
     except (IllegalEffect, Stuck) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
     told = {name: value for name, value in options.items() if name not in {"out", "plots"}}
@@ -225,6 +229,16 @@ def _simulated(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "verdicts": judge(rows, max_wait_s=plan.rules.max_wait_s),
     }
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a termination end the block like Ctrl-C, so that no process is left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """Many simulations: each profile on each cluster under each policy, seeds pooled."""
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -132,8 +133,10 @@ def compute_all(
             say(_told(row))
             yield row
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for row in pool.map(compute, itertools.repeat(plan), todo):
+    # A pool that ends its processes with the block, also where that is left by Ctrl-C; they
+    # themselves leave Ctrl-C to us.
+    with get_context("spawn").Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        for row in pool.imap(partial(compute, plan), todo):
             say(_told(row))
             yield row
 
