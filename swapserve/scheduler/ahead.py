@@ -10,6 +10,10 @@ is not brought there again before it was really asked for: else an engine that i
 would come and be sent away for ever.
 """
 
+from collections.abc import Iterable
+from math import expm1
+
+from swapserve.ids import DeviceName
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, MOVING, Engine
 from swapserve.scheduler.needs import capacity_error, needed
@@ -91,9 +95,21 @@ def _room_for(board: Board, engine: Engine) -> list[Tier]:
             found.append(Tier.DEVICE)
     half_way = engine.tier is Tier.DISK and not engine.dumped and least < _NEARNESS[Tier.HOST]
     ram = engine.spec.ram if half_way else None
-    if ram is not None and room(ram) >= board.host_size(engine):
-        found.append(Tier.HOST)
+    if ram is not None:
+        leaving = sum(
+            board.host_size(one) for one in board.by_device[ram] if _may_leave_to(ram, one)
+        )
+        if room(ram) >= board.host_size(engine) + leaving:
+            found.append(Tier.HOST)
     return found
+
+
+def _may_leave_to(ram: DeviceName, engine: Engine) -> bool:
+    """Return whether it is on its devices and rests there when it leaves: its place stays free.
+
+    Else it would have to go to disk, in the middle of its requests, for one that nobody wants.
+    """
+    return engine.spec.ram == ram and engine.state is EngineState.READY
 
 
 def _look_in_s(board: Board, view: View, engine: Engine) -> float | None:
@@ -101,48 +117,58 @@ def _look_in_s(board: Board, view: View, engine: Engine) -> float | None:
     rate = view.knowledge.arrivals.rate(engine.name, view.now)
     if not rate:
         return None
-    most = min(LOOK_MAX_S, LOOK_SHARE / rate, LOOKS * _horizon_s(board, view, engine, Tier.DEVICE))
+    most = min(
+        LOOK_MAX_S, LOOK_SHARE / rate, LOOKS * _stays_s(engine, _rivals(board, view, engine)[1])
+    )
     return max(LOOK_MIN_S, most, engine.ahead_from - view.now)
 
 
 def _gain(board: Board, view: View, engine: Engine, tier: Tier) -> float:
-    """Return the seconds that its requests are expected to save, less what may be in vain."""
-    costs, name = view.knowledge.costs, engine.name
-    whole_s = costs.in_s(name, engine.tier, busy=False)
-    rest_s = costs.in_s(name, Tier.HOST, busy=False) if tier is Tier.HOST else 0.0
-    saved_s = whole_s - rest_s
-    within_s = _horizon_s(board, view, engine, tier)
-    if saved_s <= 0.0 or within_s <= saved_s:
-        return 0.0  # it would hardly be there before the next one is wanted
-    chance = view.knowledge.arrivals.chance(name, view.now, within_s)
-    return chance * saved_s - (1.0 - chance) * VAIN * (saved_s + _back_s(view, engine, tier))
-
-
-def _back_s(view: View, engine: Engine, tier: Tier) -> float:
-    """Return the seconds in which it would make room again, with nothing in it worth keeping."""
-    by_way_of_ram = tier is Tier.DEVICE and engine.spec.ram is not None
-    to = Tier.HOST if by_way_of_ram else Tier.NONE  # what has an image is ended as fast
-    return view.knowledge.costs.out_s(engine.name, to, busy=False)
-
-
-def _horizon_s(board: Board, view: View, engine: Engine, tier: Tier) -> float:
-    """Return for how long it would stay there: until somebody else is expected to want the room."""
+    """Return the seconds that requests are expected to wait less, all in all."""
+    knowledge, name = view.knowledge, engine.name
+    saved_s = knowledge.costs.in_s(name, engine.tier, busy=False)
     if tier is Tier.HOST:
-        return HORIZON_S  # what rests there gives way to everybody, at once
-    rates = sum(
-        view.knowledge.arrivals.rate(other.name, view.now)
-        for other in board.by_group[engine.group]
-        if other is not engine and other.state in AWAY and not _fit_both(board, engine, other)
-    )
-    stays_s = HORIZON_S if engine.spec.ttl_s is None else min(HORIZON_S, engine.spec.ttl_s)
-    return min(stays_s, 1.0 / rates) if rates else stays_s
+        saved_s -= knowledge.costs.in_s(name, Tier.HOST, busy=False)
+        # What rests there gives way to everybody at once, and its move is in nobody's way.
+        chance = knowledge.arrivals.chance(name, view.now, HORIZON_S)
+        return chance * saved_s - (1.0 - chance) * VAIN * saved_s
+    waiting, pushing = _rivals(board, view, engine)
+    stays_s = _stays_s(engine, pushing)
+    if stays_s <= saved_s:
+        return 0.0  # it would hardly be there before somebody wants the room
+    chance = knowledge.arrivals.chance(name, view.now, stays_s)
+    to = Tier.NONE if engine.spec.ram is None else Tier.HOST
+    back_s = knowledge.costs.out_s(name, to, busy=False) if pushing else 0.0
+    held_up_s = -expm1(-waiting * saved_s) * saved_s / 2
+    return chance * saved_s - (1.0 - chance) * (VAIN * saved_s + back_s) - held_up_s
 
 
-def _fit_both(board: Board, engine: Engine, other: Engine) -> bool:
-    """Return whether the other one would find room beside it."""
-    for device in other.spec.devices:
-        if device not in engine.spec.devices:
+def _rivals(board: Board, view: View, engine: Engine) -> tuple[float, float]:
+    """Return requests per second that would wait for its move, or for it to leave again."""
+    waiting = pushing = 0.0
+    for other in board.by_group[engine.group]:
+        if other is engine or other.state not in AWAY:
             continue
+        shared = set(other.spec.devices).intersection(engine.spec.devices)
+        if not shared:
+            continue
+        rate = view.knowledge.arrivals.rate(other.name, view.now)
+        if not board.exclusive.isdisjoint(shared):
+            waiting += rate
+        if not _fit_both(board, engine, other, shared):
+            pushing += rate
+    return waiting, pushing
+
+
+def _stays_s(engine: Engine, pushing: float) -> float:
+    """Return for how long it is expected to be left there."""
+    stays_s = HORIZON_S if engine.spec.ttl_s is None else min(HORIZON_S, engine.spec.ttl_s)
+    return min(stays_s, 1.0 / pushing) if pushing else stays_s
+
+
+def _fit_both(board: Board, engine: Engine, other: Engine, shared: Iterable[DeviceName]) -> bool:
+    """Return whether the other one would find room beside it."""
+    for device in shared:
         ours, theirs = engine.need(device) or 0, other.need(device)
         if theirs is None or board.ledger.room(device) < ours + theirs:
             return False

@@ -78,7 +78,7 @@ class Board:
             self._add(spec)
         horizon = OVERHEAD_HORIZON * rules.max_wait_s
         self.overhead = {name: Overhead(horizon) for name in self.ledger.devices}
-        self.view = View(rules, knowledge, self.engines, self.overhead)
+        self.view = View(rules, knowledge, self.engines, self.overhead, below=self.tier_in_reach)
 
     def _add(self, spec: EngineSpec) -> None:
         group = next(i for i, tied in enumerate(self.groups) if spec.devices[0] in tied)
@@ -132,6 +132,7 @@ class Board:
         """Let a new or waiting request go to its engine."""
         lease.state = LeaseState.ACTIVE
         lease.granted_at = lease.resumed_at = self.now
+        lease.promised = self.knowledge.service.forecast(lease.engine, lease.ask)
         if not engine.active:
             self.works(engine)
         engine.active[lease.id] = lease
@@ -217,6 +218,18 @@ class Board:
             return Tier.DISK  # that way has just freed nothing
         more = self.host_size(engine) - self.held(engine, ram)
         return Tier.HOST if self.ledger.room(ram) >= max(0, more) else Tier.DISK
+
+    def tier_in_reach(self, engine: Engine) -> Tier:
+        """Return the highest tier that it could go to if engines nobody wants left RAM first."""
+        ram = engine.spec.ram
+        if ram is None or (engine.parked and engine.out_failures):
+            return Tier.DISK
+        size = max(self.host_size(engine), sum(engine.need(d) or 0 for d in engine.spec.devices))
+        more = size - self.held(engine, ram) - self.ledger.room(ram)
+        if more > 0:
+            idle = (one for one in self.by_device[ram] if one.parked and one is not engine)
+            more -= sum(self.held(one, ram) for one in idle if not one.wanted)
+        return Tier.HOST if more <= 0 else Tier.DISK
 
     def survives(self, engine: Engine, *, to_disk: bool = False) -> bool:
         """Return whether its requests in flight would survive a swap out now."""

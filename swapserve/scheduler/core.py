@@ -188,7 +188,8 @@ class Core:
 
     def _learn(self, lease: Lease, used: Used) -> None:
         now = self._board.now
-        self.knowledge.service.ended(lease.engine, lease.ask, used, lease.ran(now))
+        service = self.knowledge.service
+        service.ended(lease.engine, lease.ask, used, lease.ran(now), promised=lease.promised)
         self.knowledge.caches.served(lease.engine, lease.ask, used, now)
 
     def _active_ended(self, engine: Engine, lease: Lease) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from swapserve.errors import SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.messages import Ask, EngineSpec, Footprint, Verb
+from swapserve.scheduler.knowledge.service import Forecast
 from swapserve.states import EngineState, LeaseState, Priority, Tier
 
 BRINGING_IN = frozenset({EngineState.STARTING, EngineState.SWAPPING_IN})
@@ -40,6 +41,8 @@ class Lease:
     """It is one of those for whom the engine was last brought in."""
     granted_at: float = 0.0
     """When its engine began to answer it."""
+    promised: Forecast | None = None
+    """What was predicted of it then."""
     ran_s: float = 0.0
     """How long it ran before `resumed_at`."""
     resumed_at: float = 0.0
@@ -228,6 +231,22 @@ class Engine:
             if oldest is None or head < oldest:
                 oldest = head
         return oldest
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it, or an operator keeps it where it is."""
+        return self.pinned or self.calling() is not None
+
+    @property
+    def pressing(self) -> bool:
+        """Whether anything but batch work waits for it, to begin or to go on."""
+        batch = Priority.BATCH
+        waits = len(self.waiting) > self.waiting.size(batch)
+        return (
+            bool(self.ins)
+            or waits
+            or any(one.ask.priority is not batch for one in self.suspended.values())
+        )
 
     @property
     def has_slot(self) -> bool:

@@ -278,6 +278,8 @@ class _Plan:
             if engine.state is EngineState.FAILED:
                 if self._take_turn(board.touched(engine)):
                     board.stop(engine, cause)
+            elif busy and not victim.to_disk and self._ram_comes(victim, cause):
+                continue
             elif not busy or self._interrupts(victim):
                 self._swap_out(engine, cause, to_disk=victim.to_disk)
             else:
@@ -287,6 +289,32 @@ class _Plan:
         """Return whether a victim with requests inside goes now, and they survive it."""
         wanted = victim.engine.parked or victim.cut_at <= self.board.now
         return wanted and self.board.survives(victim.engine, to_disk=victim.to_disk)
+
+    def _ram_comes(self, victim: Candidate, cause: str) -> bool:
+        """Return whether RAM is being freed for a busy victim that would go to disk otherwise.
+
+        What nobody asks for moves aside: an idle engine's image on disk is often as good as its
+        state in RAM, while requests would have to be written there, and read again.
+        """
+        board, engine = self.board, victim.engine
+        ram = engine.spec.ram
+        if ram is None or engine.parked or victim.cut_at > board.now or engine.out_failures:
+            return False
+        short = board.host_size(engine) - board.held(engine, ram) - board.ledger.room(ram)
+        if short <= 0:
+            return False
+        leaving = sum(board.frees(one, ram) for one in board.by_device[ram])
+        if leaving >= short:
+            return True
+        wish = Wish((board.now, 0))
+        idle = [
+            one
+            for one in candidates(board, self.chosen, {ram: short}, wish)
+            if one.to_disk and not one.engine.suspended and not spared(one.engine)
+        ]
+        found = choose(idle, {ram: short - leaving}, board.now)
+        self._make_leave(found, cause)
+        return bool(found)
 
     def _swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
         if not self._take_turn(self.board.touched(engine)):

@@ -61,7 +61,7 @@ def candidates(
 
 def spared(victim: Engine) -> bool:
     """Return whether the engine leaves its place only if nothing else can make room."""
-    return victim.parked and (victim.pinned or victim.calling() is not None)
+    return victim.parked and victim.wanted
 
 
 def choose(found: Sequence[Candidate], short: Footprint, now: float) -> list[Candidate]:

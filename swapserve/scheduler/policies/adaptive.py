@@ -25,15 +25,16 @@ from typing import ClassVar
 
 from swapserve.messages import Rules
 from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
-from swapserve.scheduler.policies.base import Leave, View, Wish, below, comes_in_s, last_call
+from swapserve.scheduler.policies.base import Leave, View, Wish, comes_in_s, last_call, share
 from swapserve.states import EngineState, Priority
 
 LEAST_SLICE = 0.3
 """The shortest slice, in units of the swap that ends it: no age makes it shorter."""
 SLICE = 1.0
 """The usual shortest slice, in the same units, as long as the device's overhead is low."""
-LEAST_SHARE = 0.01
-"""A smaller `overhead_share` counts as this: some overhead there must be."""
+BATCH_SLICE = 4.0
+"""Batch work is cut off for other batch work only so many times more seldom than the overhead's
+share allows: nobody waits for its first token."""
 LOOKED_AT = 16
 """Running requests of an engine that are looked at: the latest run longest from now on."""
 
@@ -46,11 +47,13 @@ class Adaptive:
     bounded: ClassVar[bool] = True
 
     def urgency(self, view: View, wish: Wish) -> tuple[float, ...]:
-        """Return: wishes near `max_wait` by age, then by the time at which they are due."""
+        """Return: wishes near their limit by age, those due soonest, batch work by arrival."""
         engine = wish.engine
         if engine is None or last_call(view, wish) <= view.now:
             return (0.0, wish.since[0])
-        return (1.0, _due(view, engine))
+        if engine.pressing:
+            return (1.0, _due(view, engine))
+        return (2.0, _first_arrival(engine))
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: idle engines at once, busy ones after their slice or their last request."""
@@ -76,10 +79,17 @@ def _due(view: View, engine: Engine) -> float:
             wanted = min(wanted, lease.arrived + lease.ask.deadline_s)
         due = min(due, wanted)
     for lease in islice(engine.suspended.values(), LOOKED_AT):
-        due = min(due, max(lease.since[0] + slo, _runs_dry_at(view, engine, lease)))
+        if _interactive(lease):
+            due = min(due, max(lease.since[0] + slo, _runs_dry_at(view, engine, lease)))
     if engine.ins:
         due = min(due, engine.ins_since[0] + slo)
     return due
+
+
+def _first_arrival(engine: Engine) -> float:
+    """Return when the oldest of its requests came: what has begun ends before more is begun."""
+    leases = (*engine.waiting.heads(), *engine.suspended.values())
+    return min((lease.arrived for lease in leases), default=0.0)
 
 
 def slo_ttft_s(rules: Rules, engine: Engine) -> float:
@@ -99,7 +109,7 @@ def slo_itl_s(rules: Rules, engine: Engine) -> float:
 
 def _worth(view: View, victim: Engine) -> float:
     """Return the seconds that keeping an idle engine for `max_wait` is expected to save."""
-    knowledge, name, to = view.knowledge, victim.name, below(victim)
+    knowledge, name, to = view.knowledge, victim.name, view.below(victim)
     costs = knowledge.costs
     returns = knowledge.arrivals.rate(name, view.now) * view.rules.max_wait_s
     back = costs.in_s(name, to, busy=False)
@@ -135,26 +145,29 @@ def _interactive(lease: Lease) -> bool:
 def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
     """Return from when a busy victim is asked to leave, and from when it is cut off."""
     rules, costs = view.rules, view.knowledge.costs
-    to = below(victim)
+    to = view.below(victim)
     out = costs.out_s(victim.name, to, busy=True)
     comes = 0.0 if wish.engine is None else comes_in_s(view, wish.engine)
     swap = out + comes
-    last = wish.since[0] + rules.max_wait_s - swap
-    least = victim.ready_since + _least_slice(view, victim, swap)
-    if rules.quantum_s is not None:
-        base = victim.ready_since + rules.quantum_s
-    elif _yields(victim, wish):
-        base = victim.ready_since + LEAST_SLICE * swap
+    if _yields(victim, wish):
+        least = at = victim.ready_since + LEAST_SLICE * swap
     else:
-        base = max(victim.ready_since + SLICE * swap, _affordable_at(view, victim, swap))
-    at = max(least, min(base, last))
-    if wish.since[0] > 0 and _overtaken(victim, wish):
-        at = min(at, max(least, view.now))
+        least = victim.ready_since + _least_slice(view, victim, swap)
+        if rules.quantum_s is not None:
+            base = victim.ready_since + rules.quantum_s
+        else:
+            base = max(victim.ready_since + SLICE * swap, _affordable_at(view, victim, swap))
+        at = max(least, min(base, last_call(view, wish)))
+        if _overtaken(victim, wish):
+            at = min(at, max(least, view.now))
     # Waiting is worth what a preemption costs more than a drain, there and back.
-    back = costs.in_s(victim.name, to, busy=True)
-    patience = max(0.0, out - costs.out_s(victim.name, to, busy=False)) + back
+    dearer = max(0.0, out - costs.out_s(victim.name, to, busy=False))
+    patience = dearer + costs.in_s(victim.name, to, busy=True)
     left = _remaining_s(view, victim)
-    if at + left <= wish.since[0] + rules.max_wait_s and left <= patience:
+    if _both_batch(victim, wish):
+        return at, max(at, victim.ready_since + BATCH_SLICE * swap / share(view))
+    in_time = at + left <= wish.since[0] + rules.max_wait_s
+    if left <= patience and (in_time or left <= dearer):
         begun = max(least, wish.since[0])
         return begun, max(begun, min(view.now + patience, begun + 2 * patience))
     return at, at
@@ -170,24 +183,25 @@ def _least_slice(view: View, victim: Engine, swap: float) -> float:
     rivals = max(view.contenders.get(device, 1) for device in victim.spec.devices)
     if rivals * (1.0 + LEAST_SLICE) * swap <= rules.max_wait_s:
         return LEAST_SLICE * swap
-    share = max(rules.overhead_share, LEAST_SHARE)
-    return max(LEAST_SLICE, (1.0 - share) / share) * swap
+    return max(LEAST_SLICE, (1.0 - share(view)) / share(view)) * swap
 
 
 def _yields(victim: Engine, wish: Wish) -> bool:
     """Return whether an interactive wish meets a victim that does only batch work."""
-    engine = wish.engine
-    if engine is None or any(map(_interactive, victim.active.values())):
-        return False
-    waiting = any(map(_interactive, engine.waiting.heads()))
-    return waiting or any(map(_interactive, engine.suspended.values()))
+    pressing = wish.engine is not None and wish.engine.pressing
+    return pressing and not any(map(_interactive, victim.active.values()))
+
+
+def _both_batch(victim: Engine, wish: Wish) -> bool:
+    """Return whether batch work wants the place of batch work."""
+    wanted = wish.engine is not None and not wish.engine.pressing
+    return wanted and not any(map(_interactive, victim.active.values()))
 
 
 def _affordable_at(view: View, victim: Engine, swap: float) -> float:
     """Return from when the swap keeps the device's overhead within its share."""
-    share = view.rules.overhead_share
     return max(
-        view.overhead[device].allowed_at(2 * swap, share, view.now)
+        view.overhead[device].allowed_at(2 * swap, share(view), view.now)
         for device in victim.spec.devices
     )
 

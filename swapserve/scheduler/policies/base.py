@@ -13,7 +13,7 @@ something happens, so an answer needs no memory. A policy that needs some may ke
 must stay deterministic: the same questions in the same order, the same answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -25,6 +25,8 @@ from swapserve.scheduler.overhead import Overhead
 from swapserve.states import Tier
 
 NEVER = float("inf")
+LEAST_SHARE = 0.01
+"""A smaller `overhead_share` counts as this: some overhead there must be."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class View:
     """The share of each device's time that swaps have taken lately."""
     contenders: Mapping[DeviceName, int] = field(default_factory=dict)
     """Engines on each device that are wanted or busy now."""
+    below: Callable[[Engine], Tier] = field(default=lambda _: Tier.DISK)
+    """The highest tier that has room now for all that an engine holds."""
     now: float = 0.0
 
 
@@ -62,9 +66,9 @@ class Leave:
     """Lower leaves first."""
 
 
-def below(engine: Engine) -> Tier:
-    """Return where an engine goes that leaves its devices."""
-    return Tier.DISK if engine.spec.ram is None else Tier.HOST
+def share(view: View) -> float:
+    """Return the share of a device's time that swaps may take; never none at all."""
+    return max(view.rules.overhead_share, LEAST_SHARE)
 
 
 def comes_in_s(view: View, engine: Engine) -> float:
@@ -73,13 +77,21 @@ def comes_in_s(view: View, engine: Engine) -> float:
 
 
 def last_call(view: View, wish: Wish) -> float:
-    """Return until when the wish can wait and still be served within `max_wait`."""
-    limit = wish.since[0] + view.rules.max_wait_s
+    """Return until when the wish can wait and still be served in time.
+
+    That is within `max_wait`. What only batch work waits for is not brought back more often than
+    its swaps may take of the device, or they would take all of it.
+    """
     if wish.engine is None:
-        return limit
+        return wish.since[0] + view.rules.max_wait_s
     # Somebody may have to leave first; its own departure is as good a guess as any.
-    goes = view.knowledge.costs.out_s(wish.engine.name, below(wish.engine), busy=True)
-    return limit - goes - comes_in_s(view, wish.engine)
+    to = view.below(wish.engine)
+    goes = view.knowledge.costs.out_s(wish.engine.name, to, busy=True)
+    swap = goes + comes_in_s(view, wish.engine)
+    patience = view.rules.max_wait_s
+    if not wish.engine.pressing:
+        patience = max(patience, swap / share(view))
+    return wish.since[0] + patience - swap
 
 
 class Policy(Protocol):
