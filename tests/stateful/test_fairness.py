@@ -68,7 +68,7 @@ def bound_of_two(policy: str) -> float:
 
 
 @pytest.mark.parametrize("policy", BOUNDED)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([3, 5, 7, 10]), min_size=4, max_size=4),
     arrivals=arrivals(NAMES, 120),
@@ -91,7 +91,7 @@ def test_nobody_waits_past_the_bound_with_a_quantum(
 @pytest.mark.parametrize(
     ("took", "predicted"), [(SWAP, SWAP), (SWAP, 0.5), (SWAP, 15.0), (0.5, 0.5), (0.5, 0.1)]
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([3, 5, 7, 10]), min_size=4, max_size=4),
     look_ahead=st.booleans(),
@@ -132,7 +132,7 @@ def machine(sizes: list[int], ram: int) -> list[EngineSpec]:
 
 
 @pytest.mark.parametrize("policy", BOUNDED)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([3, 5, 7, 10]), min_size=6, max_size=6),
     ram=st.sampled_from([10, 30, 200]),
@@ -154,7 +154,7 @@ def test_nobody_waits_past_the_bound_on_four_gpus(
 
 
 @pytest.mark.parametrize(("took", "predicted"), [(SWAP, SWAP), (SWAP, 15.0), (0.3, 0.3)])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([3, 5, 7, 10]), min_size=6, max_size=6),
     ram=st.sampled_from([10, 30, 200]),
