@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from swapserve.messages import Rules
 from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
-from swapserve.scheduler.policies.base import Leave, View, Wish, comes_in_s, last_call, share
+from swapserve.scheduler.policies.base import Leave, View, Wish, comes_in_s, last_call, limit, share
 from swapserve.states import EngineState, Priority
 
 LEAST_SLICE = 0.3
@@ -50,7 +50,7 @@ class Adaptive:
         """Return: wishes near their limit by age, those due soonest, batch work by arrival."""
         engine = wish.engine
         if engine is None or last_call(view, wish) <= view.now:
-            return (0.0, wish.since[0])
+            return (0.0, limit(view, wish))
         if engine.pressing:
             return (1.0, _due(view, engine))
         return (2.0, _first_arrival(engine))

@@ -76,22 +76,29 @@ def comes_in_s(view: View, engine: Engine) -> float:
     return view.knowledge.costs.in_s(engine.name, engine.tier, busy=bool(engine.suspended))
 
 
-def last_call(view: View, wish: Wish) -> float:
-    """Return until when the wish can wait and still be served in time.
+def swap_s(view: View, engine: Engine) -> float:
+    """Return what it takes that somebody leaves for an engine that is away, and it comes."""
+    # Who leaves is not known yet; its own departure is as good a guess as any.
+    goes = view.knowledge.costs.out_s(engine.name, view.below(engine), busy=True)
+    return goes + comes_in_s(view, engine)
 
-    That is within `max_wait`. What only batch work waits for is not brought back more often than
-    its swaps may take of the device, or they would take all of it.
+
+def limit(view: View, wish: Wish) -> float:
+    """Return by when the wish should be served whatever else is wanted.
+
+    That is `max_wait` after it began. What only batch work waits for is not brought back more
+    often than its swaps may take of the device, or they would take all of it.
     """
-    if wish.engine is None:
-        return wish.since[0] + view.rules.max_wait_s
-    # Somebody may have to leave first; its own departure is as good a guess as any.
-    to = view.below(wish.engine)
-    goes = view.knowledge.costs.out_s(wish.engine.name, to, busy=True)
-    swap = goes + comes_in_s(view, wish.engine)
     patience = view.rules.max_wait_s
-    if not wish.engine.pressing:
-        patience = max(patience, swap / share(view))
-    return wish.since[0] + patience - swap
+    if wish.engine is not None and not wish.engine.pressing:
+        patience = max(patience, swap_s(view, wish.engine) / share(view))
+    return wish.since[0] + patience
+
+
+def last_call(view: View, wish: Wish) -> float:
+    """Return until when the wish can wait and still be served by its limit."""
+    swap = 0.0 if wish.engine is None else swap_s(view, wish.engine)
+    return limit(view, wish) - swap
 
 
 class Policy(Protocol):
