@@ -59,7 +59,7 @@ class Place:
             "server": {"port": 0},
             "keeper": {"subnet": SUBNET, "huge_pages": huge_pages == "on"},
             # Swapped out in mid-stream, an engine stays away until it is told to come back.
-            "scheduling": {"quantum": "1h"},
+            "scheduling": {"quantum": "1h", "look_ahead": False},
             "models": models,
         }
         path = self.directory / f"huge-pages-{huge_pages}.yaml"

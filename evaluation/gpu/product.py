@@ -150,7 +150,13 @@ class Product:
                 "gpu0": {"kind": "gpu", "uuid": self._room.uuid, "memory": capacity},
                 "ram": {"kind": "host", "memory": int(self._room.ram * RAM_SHARE)},
             },
-            "scheduling": {"quantum": self._quantum, "retry_backoff": "1s"},
+            # The swaps are measured, not the choice of whom and when.
+            "scheduling": {
+                "policy": "lru",
+                "quantum": self._quantum,
+                "retry_backoff": "1s",
+                "look_ahead": False,
+            },
             "models": models,
         }
         path = here / "swapserve.yaml"
