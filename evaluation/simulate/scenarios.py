@@ -20,7 +20,7 @@ JOB = 8
 """Requests of a batch."""
 JOB_S = (60.0, 300.0)
 """How long one of them is, by itself."""
-JOB_TOKENS = 32_768
+JOB_TOKENS = 100_000
 """The longest, and what they allow."""
 JOB_PROMPT = (200, 2000)
 CHAT_PROMPT = (50, 1500)
@@ -74,7 +74,7 @@ def agents(cluster: Cluster, size: Size) -> Workload:
 
 
 def mixed(cluster: Cluster, size: Size) -> Workload:
-    """Batches of minutes on every fourth model of a GPU (one at least), chats with the others.
+    """Batches of minutes on every fifth model of a GPU (one at least), chats with the others.
 
     Half of the load is the batches' own time, half is what chats cost that each cut into a batch.
     """
@@ -83,7 +83,7 @@ def mixed(cluster: Cluster, size: Size) -> Workload:
     gpus = by_gpu(cluster)
     shares = popularity(cluster, size.alpha)
     for models, count in zip(gpus, portions(size.requests, len(gpus)), strict=True):
-        batches = models[3::4] or models[-1:]
+        batches = models[4::5] or models[-1:]
         chats = [model for model in models if model not in batches] or models
         kinds = [cluster.models[model].kind for model in batches]
         cut_s = fmean(_cut_s(kind) for kind in kinds)

@@ -21,9 +21,9 @@ TIMES_BETTER = 3.0
 def judge(rows: Sequence[dict[str, Any]], *, max_wait_s: float) -> dict[str, Any]:
     """Return what holds in each group of rows with the same workload, and whether in all.
 
-    `against_best`: the default against the best of the others, on p99 TTFT. `against_drain`: in
-    `mixed`, on interactive requests. `waits`: nobody waited longer than `max_wait_s` where all
-    models of a GPU can be brought in once within it.
+    `against_best`: the default against the best of the others, on the p99 TTFT of interactive
+    requests. `against_drain`: in `mixed`, against draining. `waits`: nobody waited longer than
+    `max_wait_s` where all models of a GPU can be brought in once within it.
     """
     groups: dict[tuple[str, int, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
@@ -53,8 +53,10 @@ def _all(found: Iterable[dict[str, Any]], name: str) -> bool | None:
     return all(judged) if judged else None
 
 
-def _p99(row: dict[str, Any], of: str = "all") -> float | None:
-    value: float | None = row["ttft_s"].get(of, {}).get("p99")
+def _p99(row: dict[str, Any]) -> float | None:
+    """Return the p99 TTFT of those who wait in front of it: of a batch nobody minds."""
+    times = row["ttft_s"]
+    value: float | None = times.get("interactive", times["all"]).get("p99")
     return value
 
 
@@ -78,7 +80,7 @@ def _against_best(policies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
 def _against_drain(policies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     if DRAINS not in policies:
         return None
-    own, other = (_p99(policies[name], "interactive") for name in (DEFAULT, DRAINS))
+    own, other = (_p99(policies[name]) for name in (DEFAULT, DRAINS))
     if own is None or other is None:
         return None
     if not policies[DEFAULT]["round_s"]:

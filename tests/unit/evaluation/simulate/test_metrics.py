@@ -142,6 +142,14 @@ def test_the_default_is_measured_by_the_best_other_with_as_much_goodput() -> Non
     assert judge(rows, max_wait_s=30.0)["against_best"] is False
 
 
+def test_nobody_waits_for_the_first_token_of_a_batch() -> None:
+    batches_wait = {"all": {"n": 1, "p99": 500.0}, "interactive": {"n": 1, "p99": 10.0}}
+    rows = [row("adaptive", 0.0, ttft_s=batches_wait), row("lru", 10.0)]
+    assert judge(rows, max_wait_s=30.0)["against_best"] is True
+    only = [row("adaptive", 0.0, ttft_s={"all": {"n": 1, "p99": 500.0}}), row("lru", 10.0)]
+    assert judge(only, max_wait_s=30.0)["against_best"] is False
+
+
 def test_times_that_nobody_can_tell_apart_are_equal() -> None:
     rows = [row("adaptive", 0.09), row("lru", 0.01)]
     assert judge(rows, max_wait_s=30.0)["against_best"] is True
