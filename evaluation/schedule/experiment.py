@@ -12,6 +12,7 @@ from evaluation.schedule.predict import cluster, predict
 from evaluation.schedule.profiles import PROFILES
 from evaluation.schedule.replay import Replayed, replay
 from evaluation.simulate import Workload
+from swapserve.blueprint import rules_of
 
 METHOD = (
     "What engines and moves take is measured through the front door, before the first round of real"
@@ -101,6 +102,7 @@ class Experiment:
     def result(self, seeds: int) -> dict[str, Any]:
         """Simulate every real run, so many times each, and compare."""
         pooled = Calibration.pooled(self._calibrations)
+        here = cluster(self._here, pooled)
         profiles = {}
         for (profile, policy), replayed in self._replayed.items():
             if not replayed:
@@ -110,10 +112,11 @@ class Experiment:
                 run
                 for number, learnt in enumerate(self._learnt[profile, policy])
                 for run in predict(
-                    self._here,
-                    pooled,
+                    here,
                     trace,
                     policy,
+                    rules_of(self._here.config(policy), wall_offset_s=0.0),
+                    noise=pooled.noise(),
                     learnt=learnt,
                     seeds=range(number * seeds, (number + 1) * seeds),
                 )

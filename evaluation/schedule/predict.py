@@ -7,7 +7,7 @@ from evaluation.schedule.figures import Request, Run
 from evaluation.schedule.ground import ENGINE_BYTES, Ground
 from evaluation.simulate import Cluster, Model, Outcome, Workload, simulate
 from evaluation.simulate.outcome import UNSET
-from swapserve.blueprint import rules_of
+from swapserve.messages import Rules
 from swapserve.scheduler.knowledge import Knowledge
 
 SLOTS = 1
@@ -21,27 +21,26 @@ def cluster(ground: Ground, calibration: Calibration) -> Cluster:
 
 
 def predict(
-    ground: Ground,
-    calibration: Calibration,
+    here: Cluster,
     workload: Workload,
     policy: str,
+    rules: Rules,
     *,
+    noise: float,
     learnt: object,
     seeds: Iterable[int],
 ) -> list[Run]:
-    """Simulate a trace with the daemon's own rules, and moves that vary as the measured ones do.
+    """Simulate a trace, each time with other moves.
 
     Args:
-        ground: engines and configuration.
-        calibration: what they take.
+        here: engines and device.
         workload: the trace.
         policy: the daemon's.
-        learnt: what its scheduler knew at the beginning, as stored.
+        rules: the daemon's.
+        noise: standard deviation of the logarithm of a move's time.
+        learnt: what the daemon's scheduler knew at the beginning, as stored; None: nothing.
         seeds: of the moves, one for each simulation.
     """
-    here = cluster(ground, calibration)
-    rules = rules_of(ground.config(policy), wall_offset_s=0.0)
-    noise = calibration.noise()
     return [
         _run(
             simulate(
