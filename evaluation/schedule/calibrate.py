@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from evaluation.schedule.client import Stream, ask, body, http_client
-from evaluation.schedule.ground import ENGINE_BYTES, Ground
+from evaluation.schedule.ground import CONTEXT, ENGINE_BYTES, Ground
 from evaluation.schedule.prompts import prompt
 from evaluation.session import Session
 from evaluation.simulate import EngineKind, Speed
@@ -26,9 +26,10 @@ from swapserve.states import Tier
 LENGTHS = (8, 32, 128)
 """Tokens of the prompts from which the time to the first token is fitted."""
 ANSWER = 24
-BUSY_ANSWER = 150
+BUSY_S = 1.5
 BUSY_AFTER = 20
-"""Tokens of a long answer, and how many of them are there when its engine is swapped out."""
+"""Seconds of a long answer, and how many of its tokens are there when its engine is swapped out."""
+BUSY_MOST = CONTEXT - 512
 BEHIND_S = 0.005
 QUARTILES_OF_SIGMA = 1.349
 """Distance of a normal distribution's quartiles, in standard deviations."""
@@ -220,6 +221,7 @@ class _Bench:
 
     async def _busy(self, name: EngineName) -> None:
         """Swap an engine out in mid-answer, and in again."""
+        answer = min(BUSY_MOST, BUSY_AFTER + round(BUSY_S / _middle(self._found.itl)))
         enough = asyncio.Event()
 
         def seen(stream: Stream) -> None:
@@ -227,12 +229,14 @@ class _Bench:
                 enough.set()
 
         async with asyncio.TaskGroup() as tasks:
-            asked = tasks.create_task(self._ask(name, LENGTHS[1], BUSY_ANSWER, on_token=seen))
+            asked = tasks.create_task(self._ask(name, LENGTHS[1], answer, on_token=seen))
             await enough.wait()
             _, out = await asyncio.to_thread(self._session.swap_out, name)
             begun = time.monotonic()
             _, back = await asyncio.to_thread(self._session.swap_in, name)
         stream = asked.result()
+        if stream.longest_gap[1] < begun:
+            raise CannotCalibrate(f"{name}: {answer} tokens were over before the engine was away")
         self._found.out_busy.append(out.seconds)
         self._found.in_busy.append(stream.longest_gap[1] - begun - _middle(self._found.itl))
         self._found.in_busy_daemon.append(back.seconds)
