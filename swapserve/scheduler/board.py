@@ -73,12 +73,14 @@ class Board:
         """Groups to plan anew (a dict: the order of planning must be the same every time)."""
         self.waiting = 0
         """Leases that wait for any engine."""
+        self.reach: dict[int, Tier] = {}
+        """What `below` has found during the event being handled, by index."""
         self._running_number = 0
         for spec in engines:
             self._add(spec)
         horizon = OVERHEAD_HORIZON * rules.max_wait_s
         self.overhead = {name: Overhead(horizon) for name in self.ledger.devices}
-        self.view = View(rules, knowledge, self.engines, self.overhead, below=self.tier_in_reach)
+        self.view = View(rules, knowledge, self.engines, self.overhead, below=self.below)
 
     def _add(self, spec: EngineSpec) -> None:
         group = next(i for i, tied in enumerate(self.groups) if spec.devices[0] in tied)
@@ -219,8 +221,14 @@ class Board:
         more = self.host_size(engine) - self.held(engine, ram)
         return Tier.HOST if self.ledger.room(ram) >= max(0, more) else Tier.DISK
 
-    def tier_in_reach(self, engine: Engine) -> Tier:
+    def below(self, engine: Engine) -> Tier:
         """Return the highest tier that it could go to if engines nobody wants left RAM first."""
+        found = self.reach.get(engine.index)
+        if found is None:
+            found = self.reach[engine.index] = self._tier_in_reach(engine)
+        return found
+
+    def _tier_in_reach(self, engine: Engine) -> Tier:
         ram = engine.spec.ram
         if ram is None or (engine.parked and engine.out_failures):
             return Tier.DISK

@@ -95,6 +95,8 @@ class Core:
         board = self._board
         board.now = board.view.now = now
         board.effects = []
+        if board.reach:
+            board.reach.clear()
         self._handlers[type(event)](event)
         if board.dirty:
             self._plan()

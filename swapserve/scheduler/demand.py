@@ -223,9 +223,10 @@ class Engine:
     def calling(self) -> Since | None:
         """Return since when somebody wants it on its device (None: nobody does)."""
         oldest = self.ins_since if self.ins else None
-        for lease in self.waiting.heads():
-            if oldest is None or lease.since < oldest:
-                oldest = lease.since
+        if self.waiting:
+            for lease in self.waiting.heads():
+                if oldest is None or lease.since < oldest:
+                    oldest = lease.since
         if self.suspended:
             head = next(iter(self.suspended.values())).since
             if oldest is None or head < oldest:

@@ -23,6 +23,7 @@ from swapserve.scheduler import commands
 from swapserve.scheduler.ahead import ahead
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine
+from swapserve.scheduler.groups import uses
 from swapserve.scheduler.needs import capacity_error, needed
 from swapserve.scheduler.policies.base import NEVER, Wish, last_call
 from swapserve.scheduler.victims import Candidate, candidates, choose, hopeful, spared
@@ -58,10 +59,11 @@ class _Plan:
         self.taken = self._run_commands()
         """Exclusive devices with a transition under way, or with somebody's turn before ours."""
         self.room = {device: board.ledger.room(device) for device in self.devices}
-        self.soon = {
-            device: sum(self._going(engine, device) for engine in board.by_device[device])
-            for device in self.devices
-        }
+        self.soon = dict.fromkeys(self.devices, 0)
+        for engine in self.engines:
+            if engine.outs or engine.state in MOVING:
+                for device in uses(engine.spec):
+                    self.soon[device] += self._going(engine, device)
 
     def run(self) -> tuple[float | None, bool]:
         if self.board.shutting_down:
