@@ -33,7 +33,10 @@ def chats(cluster: Cluster, size: Size) -> Workload:
 
 
 def mixed(cluster: Cluster, size: Size) -> Workload:
-    """Long batch answers of the last model, chats with the others, in equal parts of the load."""
+    """Long batch answers of the last model, chats with the others, in equal parts of the load.
+
+    At least one of each.
+    """
     rng = random.Random(f"{size.seed} mixed")
     last = len(cluster.models) - 1
     shares = popularity(cluster, size.alpha)
@@ -43,6 +46,7 @@ def mixed(cluster: Cluster, size: Size) -> Workload:
     batch_s = _alone_s(cluster, last, BATCH_PROMPT, BATCH_ANSWER)
     chat_per_s, batch_per_s = size.load / 2 / chat_s, size.load / 2 / batch_s
     count = round(size.requests * chat_per_s / (chat_per_s + batch_per_s))
+    count = max(1, min(count, size.requests - 1))
     workload = Workload(name="mixed")
     _chats(workload, rng, draw, count=count, per_s=chat_per_s)
     at = 0.0
