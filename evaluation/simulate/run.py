@@ -40,7 +40,7 @@ from swapserve.scheduler.policies.base import Policy
 from swapserve.scheduler.policies.registry import POLICIES
 
 RULES = Rules(max_wait_s=30.0, queue_limit=1_000_000, queue_timeout_s=3600.0, retry_backoff_s=2.0)
-"""The daemon's own defaults, but nobody is refused for the length of a queue."""
+"""The daemon's defaults, but a queue may be of any length, and one may wait there for an hour."""
 MOST_TICKS = 10_000
 """A core that asks for so many ticks in a row at the same moment will never stop."""
 

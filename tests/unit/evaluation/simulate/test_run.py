@@ -14,6 +14,7 @@ from evaluation.simulate.profiles import PROFILES
 from evaluation.simulate.run import RULES, Stuck
 from evaluation.simulate.workload import Workload
 from swapserve.messages import Rules
+from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.policies.base import NEVER, Leave, View, Wish
 from swapserve.scheduler.policies.registry import POLICIES
 from swapserve.states import Priority
@@ -155,6 +156,15 @@ def test_priorities_keys_and_lengths_reach_the_core() -> None:
     work.add(1.0, 1, 70, 5, priority=Priority.BATCH, key="me", tokens_max=9)
     simulate(cluster(KIND, KIND), work, Curious())
     assert set(seen) == {(Priority.BATCH, "me", 70, 9)}
+
+
+def test_what_was_learnt_before_is_used_and_grows() -> None:
+    found = cluster(KIND, KIND)
+    work = PROFILES["azure"](found, Size(requests=100))
+    knowledge = Knowledge(0.0)
+    first = simulate(found, work, "adaptive", knowledge=knowledge).covered
+    second = simulate(found, work, "adaptive", knowledge=knowledge).covered
+    assert second[1] == first[1] + len(work)
 
 
 # ------------------------------------------------------------------ wrong
