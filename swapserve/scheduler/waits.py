@@ -11,7 +11,7 @@ from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, BRINGING_IN, LEAVING, SERVING, Engine
 from swapserve.scheduler.needs import needed
 from swapserve.scheduler.policies.base import Wish
-from swapserve.states import Tier
+from swapserve.states import EngineState, Tier
 
 LOOKED_AT = 16
 """Running requests of an engine that are looked at; more would not change the estimate much."""
@@ -49,8 +49,12 @@ def _until_there(board: Board, engine: Engine) -> float:
     """Return the seconds until the engine serves, brought in for a wish that begins now."""
     costs = board.knowledge.costs
     busy = bool(engine.suspended)
-    if engine.state in SERVING:
+    if engine.state is EngineState.READY:
         return 0.0
+    if engine.state is EngineState.DRAINING:  # it leaves for another one, and has to come back
+        leaves = _drained_in(board, engine)
+        leaves += costs.out_s(engine.name, _below(engine), busy=False)
+        return leaves + costs.in_s(engine.name, _below(engine), busy=False)
     passed = board.now - engine.moving_since
     if engine.state in BRINGING_IN and not engine.promoting:
         return max(0.0, costs.in_s(engine.name, engine.tier, busy=busy) - passed)
@@ -108,14 +112,20 @@ def _released_in(board: Board, engine: Engine, victim: Engine) -> float:
     if victim.idle:
         return costs.out_s(victim.name, _below(victim), busy=False)
     terms = board.policy.leave(board.view, victim, Wish(engine.calling() or (now, 0), engine))
-    service = board.knowledge.service
-    drained = max(
-        service.remaining(victim.name, lease.ask, lease.ran(now)).p50_s
-        for lease in islice(victim.active.values(), LOOKED_AT)
-    )
+    drained = _drained_in(board, victim)
     cut = max(0.0, terms.cut_at - now)
     waits, cut_off = (drained, False) if drained <= cut else (cut, True)
     return waits + costs.out_s(victim.name, _below(victim), busy=cut_off)
+
+
+def _drained_in(board: Board, engine: Engine) -> float:
+    """Return the seconds until its running requests are done, if no other is begun."""
+    service, now = board.knowledge.service, board.now
+    leases = islice(engine.active.values(), LOOKED_AT)
+    return max(
+        (service.remaining(engine.name, lease.ask, lease.ran(now)).p50_s for lease in leases),
+        default=0.0,
+    )
 
 
 def _below(engine: Engine) -> Tier:

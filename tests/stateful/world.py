@@ -49,6 +49,7 @@ from swapserve.messages import (
     Verb,
 )
 from swapserve.scheduler.core import Core
+from swapserve.scheduler.door import LOOK_AGAIN_S
 from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.policies.base import Policy
 from swapserve.scheduler.policies.registry import POLICIES
@@ -379,6 +380,7 @@ class World:
         else:
             raise AssertionError("the timer rings without end")
         self.now = until
+        self._check_deadlines()
 
     def ring(self) -> None:
         """Let the time come for which the timer is set."""
@@ -510,6 +512,13 @@ class World:
                 assert record.ask.deadline_s is not None
             case _:
                 pass
+
+    def _check_deadlines(self) -> None:
+        """Nobody waits on for an answer that comes too late."""
+        for lease, record in ((lease, self.leases[lease]) for lease in self.live):
+            if record.state is L.WAITING and record.ask.deadline_s is not None:
+                late = self.now - record.since - record.ask.deadline_s
+                assert late <= LOOK_AGAIN_S, f"{lease} should have been told"
 
     def _queue_limit(self, name: EngineName) -> int:
         own = self.specs[name].queue_limit
