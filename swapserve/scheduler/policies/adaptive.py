@@ -33,8 +33,8 @@ LEAST_SLICE = 0.3
 SLICE = 1.0
 """The usual shortest slice, in the same units, as long as the device's overhead is low."""
 BATCH_SLICE = 4.0
-"""Batch work is cut off for other batch work only so many times more seldom than the overhead's
-share allows: nobody waits for its first token."""
+"""Where its swaps are too dear for `max_wait`, batch work is cut off for other batch work so many
+times more seldom than the overhead's share allows: nobody waits for its first token."""
 LOOKED_AT = 16
 """Running requests of an engine that are looked at: the latest run longest from now on."""
 
@@ -164,7 +164,8 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
     dearer = max(0.0, out - costs.out_s(victim.name, to, busy=False))
     patience = dearer + costs.in_s(victim.name, to, busy=True)
     left = _remaining_s(view, victim)
-    if _both_batch(victim, wish):
+    beyond = limit(view, wish) > wish.since[0] + rules.max_wait_s
+    if beyond and _both_batch(victim, wish):
         return at, max(at, victim.ready_since + BATCH_SLICE * swap / share(view))
     in_time = at + left <= wish.since[0] + rules.max_wait_s
     if left <= patience and (in_time or left <= dearer):
