@@ -37,7 +37,7 @@ def machine(
     *sizes: int | None,
     tiers: dict[str, Tier] | None = None,
     knowledge: Knowledge | None = None,
-    ram: int = 10,
+    ram: int = 20,
     ttl: float | None = None,
     seen: bool = True,
     **options: object,
@@ -137,11 +137,20 @@ def test_from_host_memory_it_goes_on_when_its_device_is_free() -> None:
 
 def test_room_in_ram_is_promised_for_all_that_it_will_hold() -> None:
     """It was never there: what it takes of its device is all that is known."""
-    world = machine(6, 6, tiers={"a": Tier.DEVICE}, ram=5)
-    assert brought(world) == []
-    world = machine(6, 6, tiers={"a": Tier.DEVICE}, ram=6)
+    world = machine(6, 6, tiers={"a": Tier.DEVICE})
     assert brought(world) == ["b host"]
     assert world.core.devices()[DEVICE].reserved_bytes == 6
+
+
+@pytest.mark.parametrize(("ram", "found"), [(12, ["b host"]), (11, [])])
+def test_whoever_is_on_a_device_still_finds_room_in_ram(ram: int, found: list[str]) -> None:
+    world = machine(6, 6, tiers={"a": Tier.DEVICE}, ram=ram, knowledge=learnt("b"))
+    assert brought(world) == found
+    if found:
+        world.left("b", in_ram=6)
+        world.command("swap_out", "a")
+        world.left("a")
+        assert world.tiers[EngineName("a")] is Tier.HOST
 
 
 # ------------------------------------------------------------------ who stays
@@ -329,19 +338,45 @@ def test_what_ttl_would_send_away_again_is_prepared_for_that_long_only() -> None
     assert brought(world) == ["a device"], "shortly before it is due"
 
 
-@pytest.mark.parametrize(("size", "found"), [(6, []), (4, ["a device"])])
-def test_one_that_another_would_push_out_at_once_does_not_come(size: int, found: list[str]) -> None:
-    """Unless both fit."""
-    knowledge = learnt("a", every_s=300.0)
+@pytest.mark.parametrize(
+    ("size", "device", "gap_s", "found"),
+    [
+        (6, "g0", 600.0, ["a device"]),  # hardly anybody asks for the other one
+        (6, "g0", 1.0, []),  # it would be pushed out at once
+        (4, "g0", 10.0, ["a device"]),  # both fit
+        (4, "g0", 0.5, []),  # they do, but on a GPU one has to wait for the other's move
+        (4, DEVICE, 0.5, ["a device"]),
+        (6, DEVICE, 1.0, []),
+    ],
+)
+def test_what_requests_for_another_would_wait_for_it_counts(
+    size: int, device: str, gap_s: float, found: list[str]
+) -> None:
+    """The other one, which is away as well, may not come ahead itself."""
+    knowledge = learnt("a", every_s=100.0, last=START - 40.0)
     for number in reversed(range(12)):
-        knowledge.arrivals.arrived(EngineName("b"), START - 0.5 - number)
-    world = machine(size, size, knowledge=knowledge, ram=0, seen=False)
-    for engine_ in world.core._board.engines.values():
-        engine_.unasked = True
+        knowledge.arrivals.arrived(EngineName("b"), START - 40.0 - gap_s * number)
+    for number in range(1, int(39.0 / gap_s)):
+        knowledge.arrivals.arrived(EngineName("b"), START - 40.0 + gap_s * number)
+    knowledge.arrivals._sequence = Knowledge().arrivals._sequence
+    world = World(
+        engine("a", size, device=device),
+        engine("b", size, device=device),
+        devices=[host(), gpu("g0")],
+        knowledge=knowledge,
+        look_ahead=True,
+        see=False,
+    )
+    board = world.core._board
+    board.engines[EngineName("b")].unasked = True
+    board.engines[EngineName("a")].unasked = True
     for name in "ab":
         see(world, name, Tier.DISK)
-    world.core._board.engines[EngineName("a")].unasked = False
-    assert wanted(world) == found
+    board.engines[EngineName("a")].unasked = False
+    group = board.engines[EngineName("a")].group
+    board.now = board.view.now = world.now
+    wanted_now = [f"{one.name} {tier}" for one, tier in ahead(board, board.view, group)[0]]
+    assert wanted_now == found
 
 
 # --------------------------------------------------------------- failed promotion
