@@ -33,9 +33,9 @@ from swapserve.learnt import Learnt
 from swapserve.lifecycle.actor import EngineActor
 from swapserve.lifecycle.figures import Figures
 from swapserve.lifecycle.journal import Journal
-from swapserve.lifecycle.orders import Callbacks, Order, leaving
+from swapserve.lifecycle.orders import Callbacks, Order, coming, leaving
 from swapserve.lifecycle.standing import Standing
-from swapserve.messages import EngineExited, Event, ShutdownAsked, SwapOut
+from swapserve.messages import BringIn, EngineExited, Event, ShutdownAsked, SwapOut
 from swapserve.metrics import Metrics
 from swapserve.router.admission import Admission, Place
 from swapserve.router.proxy import Proxy
@@ -44,7 +44,7 @@ from swapserve.scheduler.plugins import load_policy
 from swapserve.scheduler.policies.base import Policy
 from swapserve.scheduler.runner import Runner
 from swapserve.snapshot import Snapshots
-from swapserve.states import EngineState, Tier
+from swapserve.states import EngineState
 from swapserve.status import Status
 from swapserve.swap.moves import Mover
 from swapserve.system.lockfile import only_one
@@ -234,9 +234,9 @@ class Daemon:
 
     # The runner's port to the engines.
 
-    def bring_in(self, engine: EngineName, to: Tier) -> None:
+    def bring_in(self, order: BringIn) -> None:
         """Order the engine's actor to bring it in, or only to host memory."""
-        self._actors[engine].order(Order(what="bring_in", to=to))
+        self._actors[order.engine].order(coming(order))
 
     def swap_out(self, order: SwapOut) -> None:
         """Order the engine's actor to swap it out."""

@@ -202,6 +202,9 @@ class BringIn:
 
     engine: EngineName
     to: Tier = Tier.DEVICE
+    cause: str = "demand"
+    cause: str = "demand"
+    """`demand`: somebody asked; `preload`: configured; `ahead`: it is likely that somebody will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ class EngineActor:
             item = await self._inbox.get()
             match item:
                 case Order(what="bring_in", to=Tier.HOST):
-                    await self._coming.promote("ahead")
+                    await self._coming.promote(item.cause)
                 case Order(what="bring_in"):
                     await self._bring_in(item.cause)
                 case Order(what="swap_out"):

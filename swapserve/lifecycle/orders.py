@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from swapserve.messages import Event, SwapOut
+from swapserve.messages import BringIn, Event, SwapOut
 from swapserve.states import Tier
 
 
@@ -19,6 +19,11 @@ class Order:
     cache_s: float = 0.0
     """For a swap out: seconds of prefill that its cache is expected to save, if it is kept."""
     cause: str = "demand"
+
+
+def coming(effect: BringIn) -> Order:
+    """Return the order to bring an engine in, as the scheduler has worded it."""
+    return Order(what="bring_in", to=effect.to, cause=effect.cause)
 
 
 def leaving(effect: SwapOut) -> Order:

@@ -284,8 +284,10 @@ class Board:
         self.ledger.reserve(engine.name, sizes)
         engine.bound_for = Tier.DEVICE
         engine.moves_on = self.exclusive.intersection(engine.spec.devices)
+        unasked = "preload" if engine.preload else "ahead"
+        cause = unasked if engine.calling() is None else "demand"
         engine.preload = False
-        self.effects.append(BringIn(engine=engine.name))
+        self.effects.append(BringIn(engine=engine.name, cause=cause))
 
     def promote(self, engine: Engine) -> None:
         """Reserve RAM for an engine whose state is on disk, and start to bring it there."""
@@ -294,7 +296,7 @@ class Board:
         self.ledger.reserve(engine.name, {engine.spec.ram: self.host_size(engine)})
         engine.bound_for = Tier.HOST
         engine.moves_on = frozenset()
-        self.effects.append(BringIn(engine=engine.name, to=Tier.HOST))
+        self.effects.append(BringIn(engine=engine.name, to=Tier.HOST, cause="ahead"))
 
     def swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
         """Suspend what runs on the engine and move it off its devices, or further down.

@@ -27,14 +27,13 @@ from swapserve.messages import (
     Verb,
 )
 from swapserve.scheduler.core import Core
-from swapserve.states import Tier
 
 
 class EnginePort(Protocol):
     """Begins transitions; their outcome comes back through `Runner.post`. Nothing here blocks."""
 
-    def bring_in(self, engine: EngineName, to: Tier) -> None:
-        """Restore the engine or cold start it; `to` HOST: restore it to host memory only."""
+    def bring_in(self, order: BringIn) -> None:
+        """Restore the engine or cold start it, or restore it to host memory only."""
 
     def swap_out(self, order: SwapOut) -> None:
         """Move it off its devices, or further down."""
@@ -142,7 +141,7 @@ class Runner:
             case GrantLease() | RefuseLease() | SuspendLease() | ResumeLease() | LoseLease():
                 self._tell(effect)
             case BringIn():
-                self._engines.bring_in(effect.engine, effect.to)
+                self._engines.bring_in(effect)
             case SwapOut():
                 self._engines.swap_out(effect)
             case StopEngine():

@@ -15,6 +15,7 @@ from swapserve.config.schema import ModelConfig, ServerConfig
 from swapserve.events import Bus, RequestEnded
 from swapserve.ids import DeviceName, EngineName
 from swapserve.messages import (
+    BringIn,
     DeviceSpec,
     EngineLeft,
     EngineReady,
@@ -53,9 +54,9 @@ class Freezer:
     def post(self, event: Event) -> None:
         self.runner.post(event)
 
-    def bring_in(self, engine: EngineName, to: Tier) -> None:
-        assert to is Tier.DEVICE
-        asyncio.get_running_loop().call_later(SWAP_S, self._back, engine)
+    def bring_in(self, order: BringIn) -> None:
+        assert order.to is Tier.DEVICE
+        asyncio.get_running_loop().call_later(SWAP_S, self._back, order.engine)
 
     def _back(self, engine: EngineName) -> None:
         self._processes[engine].thaw()

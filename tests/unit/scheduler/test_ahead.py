@@ -441,3 +441,18 @@ def test_what_is_configured_comes_once() -> None:
     world.settle()
     world.advance(LOOK_MAX_S)
     assert brought(world) == ["a device"]
+
+
+def causes(world: World) -> list[str]:
+    """Return why engines were brought in so far."""
+    return [effect.cause for effect in world.log if isinstance(effect, BringIn)]
+
+
+def test_it_is_told_why_an_engine_comes() -> None:
+    world = machine(6, 6, tiers={"a": Tier.DEVICE}, knowledge=learnt("b"))
+    world.request("b")
+    world.settle()
+    assert causes(world) == ["ahead", "demand"]
+    assert causes(machine(6)) == ["ahead"]
+    configured = engine("a", 6, device="g0", preload=True)
+    assert causes(World(configured, devices=[host(), gpu("g0")])) == ["preload"]

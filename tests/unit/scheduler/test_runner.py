@@ -7,7 +7,14 @@ import pytest
 
 from swapserve.errors import CapacityError, ShuttingDown, SwapServeError
 from swapserve.ids import EngineName, LeaseId
-from swapserve.messages import EngineLeft, EngineReady, EngineSeen, LeaseRequested, SwapOut
+from swapserve.messages import (
+    BringIn,
+    EngineLeft,
+    EngineReady,
+    EngineSeen,
+    LeaseRequested,
+    SwapOut,
+)
 from swapserve.scheduler.core import Core
 from swapserve.scheduler.runner import Runner
 from swapserve.states import EngineState, Tier
@@ -34,9 +41,9 @@ class Ports:
                 self.changed.clear()
                 await self.changed.wait()
 
-    def bring_in(self, engine: EngineName, to: Tier) -> None:
-        self._tell(f"in {engine}, to {to}")
-        self.runner.post(EngineReady(engine=engine, footprint={DEVICE: 6}, seconds=0.0))
+    def bring_in(self, order: BringIn) -> None:
+        self._tell(f"in {order.engine}, to {order.to}")
+        self.runner.post(EngineReady(engine=order.engine, footprint={DEVICE: 6}, seconds=0.0))
 
     def swap_out(self, order: SwapOut) -> None:
         self._tell(f"out {order.engine} {order.in_flight} {order.cause}, to {order.to}")
