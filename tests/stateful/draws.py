@@ -8,13 +8,15 @@ from swapserve.states import Priority
 
 policies = st.sampled_from([*(DEFAULT,) * len(POLICIES), *POLICIES])
 """Every policy there is, the default about half of the time."""
+seldom = st.sampled_from([False, False, False, True])
+"""Most runs must get far: what ends leases and engines happens a quarter of the time."""
 slots = st.sampled_from([None, None, 1, 2])
 queue_limits = st.sampled_from([None, 1, 2])
 
 asks = st.builds(
     Ask,
     priority=st.sampled_from(Priority),
-    deadline_s=st.sampled_from([None, None, None, 0.0, 1.0, 25.0, 400.0]),
+    deadline_s=st.sampled_from([None] * 8 + [0.0, 1.0, 25.0, 400.0]),
     tokens_in=st.sampled_from([0.0, 1.0, 300.0, 1e6]),
     tokens_max=st.sampled_from([None, 1, 64, 100_000]),
     key=st.sampled_from(["", "batch", "chat"]),
@@ -31,5 +33,5 @@ used = st.none() | st.builds(
 )
 """Whatever an engine may say that a request took, however unlikely; None: it was not answered."""
 
-swap_seconds = st.sampled_from([0.0, 1e-6, 0.3, 1.0, 4.0, 60.0, 1e4])
+swap_seconds = st.sampled_from([*(1.0,) * 6, 0.0, 1e-6, 0.3, 4.0, 60.0, 1e4])
 """What a swap may be said to have taken: predictions made from it are wrong."""

@@ -14,9 +14,9 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import EngineName
-from swapserve.messages import Ask, BringIn, EngineSpec, StopEngine, SwapOut, Verb
+from swapserve.messages import Ask, BringIn, EngineSpec, StopEngine, SwapOut, Used, Verb
 from swapserve.states import EngineState, LeaseState, Tier
-from tests.stateful.draws import asks, policies, slots, swap_seconds, used
+from tests.stateful.draws import asks, policies, seldom, slots, swap_seconds, used
 from tests.stateful.world import DEVICE, World, engine, gpu, host
 
 S = EngineState
@@ -34,8 +34,6 @@ SPANS: dict[str, Sequence[str]] = {
 NAMES = tuple(SPANS)
 VERBS: tuple[Verb, ...] = ("swap_in", "swap_out", "swap_in", "swap_out", "stop", "pin", "unpin")
 names = st.sampled_from(NAMES)
-seldom = st.sampled_from([False, False, False, True])
-"""Most runs must get far: what ends leases and engines happens a quarter of the time."""
 
 
 class Machine(RuleBasedStateMachine):
@@ -105,6 +103,9 @@ class Machine(RuleBasedStateMachine):
         if parked and spec.ram and spec.name == "one":
             self.world.see("one", S.SWAPPED_OUT, Tier.HOST, in_ram=size, can_preempt=able)
             return
+        if parked and spec.ram and spec.name in {"two", "middle"}:
+            self.world.see(spec.name, S.SWAPPED_OUT, Tier.DISK, can_preempt=able, can_dump=dumps)
+            return
         resident = parked and spec.name == "last"
         state, tier = (S.READY, Tier.DEVICE) if resident else (S.STOPPED, Tier.NONE)
         self.world.see(spec.name, state, tier, can_preempt=able, can_dump=dumps)
@@ -149,8 +150,16 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 11.0, 60.0]))
     def everything_succeeds_for_a_while(self, seconds: float) -> None:
         for _ in range(4):
-            self._answer_all()
+            for name in sorted(self.world.pending):
+                if name in self.world.dead and isinstance(self.world.pending[name], BringIn):
+                    self.world.fail(name)
+                elif name in self.world.pending:
+                    self.world.succeed(name)
             self.world.advance(seconds)
+
+    @rule(seconds=st.sampled_from([1.0, 60.0]), used=used)
+    def all_is_quiet_for_a_while(self, seconds: float, used: Used | None) -> None:
+        self.world.calm_down(seconds, used)
 
     def _rest(
         self, data: st.DataObject, name: EngineName, what: SwapOut | BringIn, seconds: float
@@ -242,28 +251,11 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         for name in NAMES:
             world.command("unpin", name)
-        for _ in range(120):
-            self._answer_all()
-            self.world.make_way()
-            for lease in [i for i in sorted(world.live) if world.state(i) is L.ACTIVE]:
-                world.end(lease)
-            world.advance(30.0)
+        for _ in range(30):
+            world.calm_down(30.0)
         left = {lease: world.leases[lease] for lease in world.live}
         assert not left, f"still there when all is quiet: {left}"
         assert not world.asked, f"commands never answered: {world.asked}"
-
-    def _answer_all(self) -> None:
-        world = self.world
-        for name in sorted(world.pending):
-            if name not in world.pending:
-                continue
-            what = world.pending[name]
-            if name in world.dead and isinstance(what, BringIn):
-                world.fail(name)
-            elif isinstance(what, BringIn) and not world.promotes(what):
-                world.ready(name, 2 if world.specs[name].memory_bytes is None else None)
-            else:
-                world.left(name)
 
     def _coming(self) -> list[str]:
         pending = self.world.pending.items()

@@ -13,9 +13,9 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import DeviceName
-from swapserve.messages import Ask, BringIn, DeviceSpec, StopEngine, Verb
+from swapserve.messages import Ask, BringIn, DeviceSpec, StopEngine, Used, Verb
 from swapserve.states import EngineState, LeaseState, Tier
-from tests.stateful.draws import asks, policies, queue_limits, slots, swap_seconds, used
+from tests.stateful.draws import asks, policies, queue_limits, seldom, slots, swap_seconds, used
 from tests.stateful.world import DEVICE, World, engine
 
 S = EngineState
@@ -107,9 +107,10 @@ class Machine(RuleBasedStateMachine):
 
     # ----------------------------------------------------------------- clients
 
-    @rule(name=names, ask=asks)
-    def request(self, name: str, ask: Ask) -> None:
-        self.world.request(name, ask=ask)
+    @rule(some=st.lists(st.tuples(names, asks), min_size=1, max_size=4))
+    def requests(self, some: list[tuple[str, Ask]]) -> None:
+        for name, ask in some:
+            self.world.request(name, ask=ask)
 
     @precondition(lambda self: self.world.live)
     @rule(data=st.data())
@@ -137,10 +138,26 @@ class Machine(RuleBasedStateMachine):
             tier = data.draw(st.sampled_from([Tier.DISK, Tier.HOST, Tier.NONE]))
             world.left(name, tier, seconds=seconds, cache_kept=data.draw(st.booleans()))
 
+    @rule(seconds=st.sampled_from([0.0, 11.0, 60.0]))
+    def everything_succeeds_for_a_while(self, seconds: float) -> None:
+        for _ in range(4):
+            for name in sorted(self.world.pending):
+                if name in self.world.dead:
+                    self.world.fail(name)
+                elif name in self.world.pending:
+                    self.world.succeed(name)
+            self.world.advance(seconds)
+
+    @rule(seconds=st.sampled_from([1.0, 60.0]), used=used)
+    def all_is_quiet_for_a_while(self, seconds: float, used: Used | None) -> None:
+        self.world.calm_down(seconds, used)
+
     @precondition(lambda self: self.world.pending)
-    @rule(data=st.data(), lost=st.booleans())
-    def a_transition_fails(self, data: st.DataObject, lost: bool) -> None:
+    @rule(data=st.data(), lost=st.booleans(), happens=seldom)
+    def a_transition_fails(self, data: st.DataObject, lost: bool, happens: bool) -> None:
         world = self.world
+        if not happens:
+            return
         name = data.draw(st.sampled_from(sorted(world.pending)))
         what = world.pending[name]
         outcomes = [(S.FAILED, Tier.NONE)]
@@ -158,8 +175,10 @@ class Machine(RuleBasedStateMachine):
     def a_swap_out_is_given_up(self, data: st.DataObject) -> None:
         self.world.ready(data.draw(st.sampled_from(self._leaving_alive())))
 
-    @rule(name=names)
-    def an_engine_crashes(self, name: str) -> None:
+    @rule(name=names, happens=seldom)
+    def an_engine_crashes(self, name: str, happens: bool) -> None:
+        if not happens:
+            return
         state = self.world.states[self.world.specs[name].name]  # type: ignore[index]
         if state not in {S.STOPPED, S.SWAPPED_OUT, S.FAILED}:
             self.world.crash(name)
@@ -171,9 +190,10 @@ class Machine(RuleBasedStateMachine):
 
     # ------------------------------------------------------- operators and time
 
-    @rule(name=names, verb=st.sampled_from(VERBS))
-    def command(self, name: str, verb: Verb) -> None:
-        self.world.command(verb, name)
+    @rule(name=names, verb=st.sampled_from(VERBS), happens=seldom)
+    def command(self, name: str, verb: Verb, happens: bool) -> None:
+        if happens:
+            self.world.command(verb, name)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 3.0, 11.0, 40.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
@@ -186,25 +206,11 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         for name in NAMES:
             world.command("unpin", name)
-        for _ in range(60):
-            self._answer_all()
-            self.world.make_way()
-            for lease in [i for i in sorted(world.live) if world.state(i) is L.ACTIVE]:
-                world.end(lease)
-            world.advance(30.0)
+        for _ in range(20):
+            world.calm_down(30.0)
         left = {lease: world.leases[lease] for lease in world.live}
         assert not left, f"still there when all is quiet: {left}"
         assert not world.asked, f"commands never answered: {world.asked}"
-
-    def _answer_all(self) -> None:
-        world = self.world
-        for name in sorted(world.pending):
-            if name in world.dead:
-                world.fail(name)
-            elif isinstance(world.pending[name], BringIn):
-                world.ready(name, 2 if world.specs[name].memory_bytes is None else None)
-            else:
-                world.left(name)
 
     def _leaving_alive(self) -> list[str]:
         world = self.world

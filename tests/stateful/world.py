@@ -402,11 +402,27 @@ class World:
             self.succeed(next(iter(self.pending)))
         raise AssertionError("engines come and go without end")
 
+    def calm_down(self, seconds: float, used: Used | None = None) -> None:
+        """Let requests be answered and engines come and go as they should, for a while."""
+        for _ in range(4):
+            for name in sorted(self.pending):
+                if name in self.dead and isinstance(self.pending[name], BringIn):
+                    self.fail(name)
+                elif name in self.pending:
+                    self.succeed(name)
+            self.make_way()
+            for lease in sorted(self.live):
+                if self.leases[lease].state is L.ACTIVE:
+                    self.end(lease, used)
+            self.advance(seconds)
+
     def succeed(self, name: str, *, seconds: float = 1.0) -> None:
         """Let the transition under way end as it should."""
-        what = self.pending[EngineName(name)]
+        key = EngineName(name)
+        what = self.pending[key]
         if isinstance(what, BringIn) and not self.promotes(what):
-            self.ready(name, seconds=seconds)
+            size = 2 if self.specs[key].memory_bytes is None else None
+            self.ready(name, size, seconds=seconds)
         else:
             self.left(name, seconds=seconds)
 

@@ -9,7 +9,7 @@ from swapserve.errors import (
     QueueFull,
     QueueTimeout,
 )
-from swapserve.ids import EngineName
+from swapserve.ids import EngineName, LeaseId
 from swapserve.messages import BringIn, SwapOut
 from swapserve.states import LeaseState, Priority
 from tests.stateful.traffic import taught
@@ -30,6 +30,12 @@ def refusal(world: World, name: str, **how: float) -> AdmissionError:
     error = world.error(world.request(name, **how))  # type: ignore[arg-type]
     assert isinstance(error, AdmissionError)
     return error
+
+
+def busy(world: World, name: str) -> LeaseId:
+    lease = world.request(name)
+    world.settle()
+    return lease
 
 
 # ---------------------------------------------------------------------- limits
@@ -145,12 +151,6 @@ def test_a_deadline_counts_older_wishes_and_who_has_to_leave() -> None:
     assert world.state(world.request("c", deadline=5 * SWAP)) is L.WAITING
 
 
-def busy(world: World, name: str) -> str:
-    lease = world.request(name)
-    world.settle()
-    return lease  # type: ignore[return-value]
-
-
 def test_who_waits_is_refused_as_soon_as_the_deadline_is_certain_to_pass() -> None:
     """By the timer, and before the deadline: then there is still time to ask elsewhere."""
     world = world_of_two(quantum=100.0)
@@ -209,7 +209,7 @@ def test_the_wait_for_a_ready_engine_is_none() -> None:
 
 def test_the_wait_for_an_engine_that_leaves_is_the_way_there_and_back() -> None:
     world = world_of_two()
-    world.end(busy(world, "a"))  # type: ignore[arg-type]
+    world.end(busy(world, "a"))
     world.request("b")
     assert world.core.predicted_wait(A) == pytest.approx(2 * SWAP)
     world.advance(1.0)
@@ -225,7 +225,7 @@ def test_the_wait_behind_a_busy_engine_is_until_it_is_done_or_cut_off() -> None:
     world = world_of_two(quantum=500.0, max_wait=400.0)
     lease = busy(world, "a")
     world.request("b")
-    ask = world.leases[lease].ask  # type: ignore[index]
+    ask = world.leases[lease].ask
     done = world.core.knowledge.service.remaining(A, ask, 0.0).p50_s
     assert done < 100.0
     assert world.core.predicted_wait(B) == pytest.approx(done + 2 * SWAP)
