@@ -1,6 +1,6 @@
 """What the scheduler has learnt, kept across the daemon's death: written now and then, not always.
 
-Losing the last half minute of it costs nothing: it is learnt anew.
+Losing the last minutes of it costs little: it is learnt anew.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from swapserve.lifecycle.jsonfile import JsonFile
 from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.knowledge.stored import number
 
-EVERY_S = 30.0
-"""Shortest time between two saves."""
+EVERY_S = 300.0
+"""Shortest time between two saves: one of many engines takes a tenth of a second of everybody's."""
 
 
 class Learnt:

@@ -203,7 +203,6 @@ class BringIn:
     engine: EngineName
     to: Tier = Tier.DEVICE
     cause: str = "demand"
-    cause: str = "demand"
     """`demand`: somebody asked; `preload`: configured; `ahead`: it is likely that somebody will."""
 
 

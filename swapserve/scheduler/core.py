@@ -147,13 +147,13 @@ class Core:
         if engine is None:
             self._refuse(event, ModelNotFound(event.engine))
             return
-        error = self._door.unwelcome(engine, event.ask)
+        lease = Lease(event.lease, engine.name, board.begin(), event.ask, board.now)
+        error = self._door.unwelcome(engine, lease)
         if error is not None:
             self._refuse(event, error)
             return
         self.knowledge.arrivals.arrived(engine.name, board.now)
         engine.asked()
-        lease = Lease(event.lease, engine.name, board.begin(), event.ask, board.now)
         board.leases[lease.id] = lease
         if engine.state is EngineState.READY and engine.has_slot:
             board.grant(lease, engine)

@@ -16,10 +16,10 @@ from swapserve.errors import (
     SwapServeError,
 )
 from swapserve.ids import LeaseId
-from swapserve.messages import Ask, RefuseLease
+from swapserve.messages import RefuseLease
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, MOVING, Engine, Lease
-from swapserve.scheduler.waits import predicted_wait
+from swapserve.scheduler.waits import Place, predicted_wait
 from swapserve.states import EngineState, LeaseState
 
 LOOK_AGAIN_S = 1.0
@@ -34,7 +34,7 @@ class Door:
         self._watched: list[tuple[float, LeaseId]] = []
         """When to look at which waiting lease; those that are gone are skipped."""
 
-    def unwelcome(self, engine: Engine, ask: Ask) -> SwapServeError | None:
+    def unwelcome(self, engine: Engine, lease: Lease) -> SwapServeError | None:
         """Return why a new request is refused at once, or None."""
         board = self._board
         if board.shutting_down:
@@ -52,11 +52,13 @@ class Door:
                 retry_after_s=pause,
             )
         error = self._full(engine)
-        if error is None and ask.deadline_s is not None:
-            return self._too_late(engine, ask, ask.deadline_s)
+        if error is None and lease.ask.deadline_s is not None:
+            board.enqueue(lease, engine)  # it may make its engine's wish more pressing
+            error = self._too_late(engine, lease)
+            board.dequeue(lease, engine)
         return error
 
-    def _full(self, engine: Engine) -> QueueFull | None:
+    def _full(self, engine: Engine) -> SwapServeError | None:
         board = self._board
         limit = engine.spec.queue_limit
         if len(engine.waiting) >= (board.rules.queue_limit if limit is None else limit):
@@ -67,12 +69,17 @@ class Door:
             return QueueFull(engine.name, board.waiting, total=True, retry_after_s=wait)
         return None
 
-    def _too_late(self, engine: Engine, ask: Ask, left_s: float) -> DeadlineUnmeetable | None:
-        wait = predicted_wait(self._board, engine)
-        first = wait + self._board.knowledge.service.first_s(engine.name, ask)
-        if first <= left_s or ask.deadline_s is None:
+    def _too_late(self, engine: Engine, lease: Lease) -> SwapServeError | None:
+        """Return the refusal of a request in the queue, if its answer would begin too late."""
+        board, ask = self._board, lease.ask
+        if ask.deadline_s is None:
             return None
-        return DeadlineUnmeetable(engine.name, ask.deadline_s, first, retry_after_s=wait)
+        wait = predicted_wait(board, engine, Place(ask.priority, lease.since))
+        first = wait + board.knowledge.service.first_s(engine.name, ask)
+        predicted_s = board.now + first - lease.arrived
+        if predicted_s <= ask.deadline_s:
+            return None
+        return DeadlineUnmeetable(engine.name, ask.deadline_s, predicted_s, retry_after_s=wait)
 
     # ----------------------------------------------------------------- waiting
 
@@ -109,7 +116,7 @@ class Door:
         return None
 
     def _look_at(self, lease: Lease) -> None:
-        board, deadline_s = self._board, lease.ask.deadline_s
+        board = self._board
         engine = board.engines[lease.engine]
         waited = board.now - lease.arrived
         error: SwapServeError | None = None
@@ -117,8 +124,8 @@ class Door:
         if end <= board.now:
             wait = predicted_wait(board, engine)
             error = QueueTimeout(engine.name, waited, retry_after_s=wait)
-        elif deadline_s is not None:
-            error = self._too_late(engine, lease.ask, deadline_s - waited)
+        else:
+            error = self._too_late(engine, lease)
         if error is None:
             heappush(self._watched, (min(end, board.now + LOOK_AGAIN_S), lease.id))
             return

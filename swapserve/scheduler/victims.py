@@ -103,6 +103,8 @@ def _may_be_asked(board: Board, victim: Engine) -> bool:
 
 def _candidate(board: Board, victim: Engine, short: Footprint, wish: Wish) -> Candidate | None:
     """Return what the departure would free; None if nothing that is short, or at a price."""
+    if not any(board.held(victim, device) > 0 for device in short):
+        return None
     ram = victim.spec.ram
     to_disk = victim.parked and ram in short
     if victim.parked and victim.suspended and not board.survives(victim, to_disk=to_disk):

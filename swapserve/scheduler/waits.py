@@ -4,29 +4,47 @@ An estimate for people and clients (`Retry-After`, deadlines), made when it is a
 is decided by it but whether a request is let in.
 """
 
+from dataclasses import dataclass
 from itertools import islice
+from math import inf
 
 from swapserve.ids import DeviceName
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import AWAY, BRINGING_IN, LEAVING, SERVING, Engine
+from swapserve.scheduler.demand import AWAY, BRINGING_IN, LEAVING, SERVING, Engine, Since
 from swapserve.scheduler.needs import needed
 from swapserve.scheduler.policies.base import Wish
-from swapserve.states import EngineState, Tier
+from swapserve.states import EngineState, Priority, Tier
 
 LOOKED_AT = 16
 """Running requests of an engine that are looked at; more would not change the estimate much."""
 
 
-def predicted_wait(board: Board, engine: Engine) -> float:
-    """Return the seconds until a request that comes now would be granted."""
-    return _until_there(board, engine) + _for_slot(board, engine)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request stands, or would stand, among those that wait."""
+
+    priority: Priority = Priority.BATCH
+    since: Since = (inf, 0)
 
 
-def _for_slot(board: Board, engine: Engine) -> float:
+LAST = Place()
+"""Behind everybody."""
+
+
+def predicted_wait(board: Board, engine: Engine, place: Place = LAST) -> float:
+    """Return the seconds until a request at that place would be granted."""
+    return _until_there(board, engine) + _for_slot(board, engine, place)
+
+
+def _for_slot(board: Board, engine: Engine, place: Place) -> float:
     """Return how long it waits for one of the engine's slots once the engine is there."""
     slots = engine.spec.slots
-    inside = len(engine.active) + len(engine.suspended) + len(engine.waiting)
-    if slots is None or inside < slots:
+    if slots is None:
+        return 0.0
+    mine = (place.priority, place.since)
+    before = [lease for lease in engine.waiting if (lease.ask.priority, lease.since) < mine]
+    inside = len(engine.active) + len(engine.suspended)
+    if inside + len(before) < slots:
         return 0.0
     service, now = board.knowledge.service, board.now
     running = [
@@ -34,11 +52,9 @@ def _for_slot(board: Board, engine: Engine) -> float:
         for lease in islice((*engine.active.values(), *engine.suspended.values()), LOOKED_AT)
     ]
     waiting = [
-        service.forecast(engine.name, lease.ask).p50_s
-        for lease in islice(engine.waiting, LOOKED_AT)
+        service.forecast(engine.name, lease.ask).p50_s for lease in islice(before, LOOKED_AT)
     ]
-    work = _mean(running) * (inside - len(engine.waiting)) + _mean(waiting) * len(engine.waiting)
-    return work / slots
+    return (_mean(running) * inside + _mean(waiting) * len(before)) / slots
 
 
 def _mean(values: list[float]) -> float:
@@ -76,7 +92,7 @@ def _room_in(board: Board, engine: Engine, device: DeviceName, size: int) -> flo
     releases = sorted(
         (_released_in(board, engine, other), board.held(other, device))
         for other in board.by_device[device]
-        if other is not engine and other.state in SERVING | LEAVING and not other.pinned
+        if other is not engine and _leaves(board, other)
     )
     missing = size - board.ledger.room(device) - board.held(engine, device)
     wait = 0.0
@@ -85,22 +101,40 @@ def _room_in(board: Board, engine: Engine, device: DeviceName, size: int) -> flo
             break
         wait = max(wait, seconds)
         missing -= freed
+    if missing > 0:  # nobody leaves who could make room
+        wait = board.rules.queue_timeout_s
     return wait + ahead
 
 
 def _ahead_of(board: Board, engine: Engine, device: DeviceName) -> float:
-    """Return the seconds that older wishes take on the device before this one's turn."""
-    costs, mine = board.knowledge.costs, engine.calling()
+    """Return the seconds that wishes take on the device that are served before this one."""
+    costs, mine = board.knowledge.costs, _turn(board, engine)
     total = 0.0
     for other in board.by_device[device]:
-        since = other.calling()
-        older = since is not None and (mine is None or since < mine)
-        if other is engine or not older or other.state not in AWAY:
+        if other is engine or other.state not in AWAY:
+            continue
+        theirs = _turn(board, other)
+        if theirs is None or (mine is not None and mine < theirs):
             continue
         busy = bool(other.suspended)
         total += costs.in_s(other.name, other.tier, busy=busy)
         total += costs.out_s(other.name, _below(other), busy=False)
     return total
+
+
+def _turn(board: Board, engine: Engine) -> tuple[tuple[float, ...], Since] | None:
+    """Return where the engine's wish comes in the order; None if nobody wants it as yet."""
+    since = engine.calling()
+    if since is None:
+        return None
+    return board.policy.urgency(board.view, Wish(since, engine)), since
+
+
+def _leaves(board: Board, other: Engine) -> bool:
+    """Return whether the engine is on its devices and gives them up, sooner or later."""
+    if other.state in LEAVING:
+        return True
+    return board.policy.swaps and not other.pinned and other.state in SERVING | BRINGING_IN
 
 
 def _released_in(board: Board, engine: Engine, victim: Engine) -> float:
@@ -110,7 +144,10 @@ def _released_in(board: Board, engine: Engine, victim: Engine) -> float:
         cost = costs.out_s(victim.name, victim.bound_for, busy=bool(victim.suspended))
         return max(0.0, cost - (now - victim.moving_since))
     if victim.idle:
-        return costs.out_s(victim.name, _below(victim), busy=False)
+        comes = 0.0
+        if victim.state in BRINGING_IN:  # for others, who have their turn first
+            comes = costs.in_s(victim.name, victim.tier, busy=bool(victim.suspended))
+        return comes + costs.out_s(victim.name, _below(victim), busy=False)
     terms = board.policy.leave(board.view, victim, Wish(engine.calling() or (now, 0), engine))
     drained = _drained_in(board, victim)
     cut = max(0.0, terms.cut_at - now)

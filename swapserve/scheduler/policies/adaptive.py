@@ -155,6 +155,7 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
         least = victim.ready_since + _least_slice(view, victim, swap)
         if rules.quantum_s is not None:
             base = victim.ready_since + rules.quantum_s
+            least = min(least, base)
         else:
             base = max(victim.ready_since + SLICE * swap, _affordable_at(view, victim, swap))
         at = max(least, min(base, last_call(view, wish)))
