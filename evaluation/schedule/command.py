@@ -22,8 +22,8 @@ from swapserve.errors import SwapServeError
 from swapserve.scheduler.policies.registry import POLICIES
 from swapserve.testing.weights import SIZES
 
-SCHEDULING = {"max_wait": "20s", "slo_ttft": "2s"}
-"""For engines that move in a few tenths of a second; all else as it is by default."""
+SCHEDULING = {"slo_ttft": "2s"}
+"""For engines that move in some tenths of a second; all else as it is by default."""
 
 
 def names(allowed: list[str], value: str) -> list[str]:

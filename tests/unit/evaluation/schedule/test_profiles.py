@@ -13,7 +13,7 @@ from swapserve.messages import Rules
 from swapserve.scheduler.knowledge import Knowledge
 from swapserve.states import Priority
 
-RULES = Rules(max_wait_s=20.0, queue_limit=256, queue_timeout_s=600.0, retry_backoff_s=2.0)
+RULES = Rules(max_wait_s=30.0, queue_limit=256, queue_timeout_s=600.0, retry_backoff_s=2.0)
 
 
 def _cluster(slower: float = 1.0) -> Cluster:
