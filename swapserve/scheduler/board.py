@@ -73,6 +73,8 @@ class Board:
         """Groups to plan anew (a dict: the order of planning must be the same every time)."""
         self.waiting = 0
         """Leases that wait for any engine."""
+        self.wished_since: dict[DeviceName, float] = {}
+        """When the oldest wish began for which victims on the device may not leave yet."""
         self.reach: dict[int, Tier] = {}
         """What `below` has found during the event being handled, by index."""
         self._running_number = 0

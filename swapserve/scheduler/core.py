@@ -38,13 +38,13 @@ from swapserve.messages import (
 )
 from swapserve.scheduler import commands, transitions
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import Engine, Lease
+from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
 from swapserve.scheduler.door import Door
 from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.ledger import Account
 from swapserve.scheduler.placement import place
 from swapserve.scheduler.policies.adaptive import Adaptive
-from swapserve.scheduler.policies.base import Policy
+from swapserve.scheduler.policies.base import NEVER, Policy
 from swapserve.scheduler.waits import predicted_wait
 from swapserve.states import EngineState, LeaseState, Priority
 
@@ -156,6 +156,8 @@ class Core:
         engine.asked()
         board.leases[lease.id] = lease
         if engine.state is EngineState.READY and engine.has_slot:
+            if board.wished_since and self._overtakes(engine):
+                board.touch(engine)
             board.grant(lease, engine)
             return
         # Another one in the same line changes nothing; a more urgent one may.
@@ -163,6 +165,19 @@ class Core:
             board.touch(engine)
         board.enqueue(lease, engine)
         self._ring_by(self._door.watch(lease))
+
+    def _overtakes(self, engine: Engine) -> bool:
+        """Return whether with this one a whole group of its requests overtakes a wish."""
+        granted, since = engine.granted, self._board.wished_since
+        if len(granted) < GROUP_MAX - 1:
+            return False
+        before = granted[0] if len(granted) == GROUP_MAX else NEVER
+        after = granted[-GROUP_MAX + 1]
+        return any(
+            since[device] < after and not since[device] < before < NEVER
+            for device in engine.spec.devices
+            if device in since
+        )
 
     def _refuse(self, event: LeaseRequested, error: SwapServeError) -> None:
         self._board.effects.append(RefuseLease(lease=event.lease, error=error))

@@ -56,6 +56,7 @@ class _Plan:
         """Devices on which younger wishes stand back."""
         for device in self.devices:
             board.ledger.drop_claims(device)
+            board.wished_since.pop(device, None)
         self.taken = self._run_commands()
         """Exclusive devices with a transition under way, or with somebody's turn before ours."""
         self.room = {device: board.ledger.room(device) for device in self.devices}
@@ -69,6 +70,7 @@ class _Plan:
         if self.board.shutting_down:
             self._open_spared()
             return None, False
+        board = self.board
         self._count_contenders()
         self._pay_debts()
         for engine, wish in self._wishes():
@@ -77,6 +79,9 @@ class _Plan:
             devices = engine.spec.devices
             if not self.blocked.isdisjoint(devices) or not self._serve(engine, wish):
                 self.blocked.update(devices)
+                for device in devices:
+                    oldest = board.wished_since.get(device, NEVER)
+                    board.wished_since[device] = min(oldest, wish.since[0])
                 over_age = wish.since[0] + self.board.rules.max_wait_s
                 for time in (last_call(self.board.view, wish), over_age):
                     if time > self.board.now:
