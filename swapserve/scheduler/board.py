@@ -6,7 +6,7 @@ the state table does not allow raises IllegalTransition.
 
 from collections.abc import Iterable
 
-from swapserve.errors import EngineUnavailable, IllegalTransition, SwapServeError
+from swapserve.errors import IllegalTransition, SwapServeError
 from swapserve.ids import CommandId, DeviceName, EngineName, LeaseId
 from swapserve.messages import (
     BringIn,
@@ -33,12 +33,9 @@ from swapserve.scheduler.overhead import Overhead
 from swapserve.scheduler.policies.base import Policy, View
 from swapserve.states import TRANSITIONS, EngineState, LeaseState, Tier
 
-MAX_BACKOFF_S = 60.0
 HOLD_S = 10.0
 OVERHEAD_HORIZON = 20.0
 """The share of time that swaps take is averaged over so many times `max_wait`."""
-REFUSALS_MAX = 5
-"""So many bring-ins refused in a row end the patience of those who wait for the engine."""
 
 
 class Board:
@@ -350,47 +347,6 @@ class Board:
         self.effects.append(Drain(engine=engine.name, on=False))
         self.answer(engine.ins)
         self.grant_waiting(engine, called=False)
-
-    # ---------------------------------------------------------------- failures
-
-    def fail_in(self, engine: Engine, error: SwapServeError, *, refusing: bool) -> None:
-        """Count a failed start or a crash and pause before the next try."""
-        engine.failures += 1
-        engine.retry_at = self.now + self._backoff(engine.failures)
-        engine.refusing = refusing
-        engine.last_error = error
-
-    def refuse_in(self, engine: Engine, error: SwapServeError) -> None:
-        """Count a bring-in that ended before anything was done, and pause before the next try.
-
-        Who waits goes on waiting, until it has been refused too often.
-        """
-        engine.refusals += 1
-        engine.retry_at = self.now + self._backoff(engine.refusals)
-        engine.refusing = False
-        engine.last_error = error
-        if engine.refusals >= REFUSALS_MAX:
-            reason = (
-                f"'{engine.name}' could not be brought in, {engine.refusals} times in a row."
-                f" Last error: {error}"
-            )
-            self.refuse_waiting(engine, EngineUnavailable(engine.name, reason))
-
-    def fail_out(self, engine: Engine) -> None:
-        """Count a failed departure; until the pause is over it is nobody's victim."""
-        engine.out_failures += 1
-        engine.out_retry_at = self.now + self._backoff(engine.out_failures)
-
-    def _backoff(self, failures: int) -> float:
-        """Return the pause after so many failures in a row, in seconds."""
-        return min(MAX_BACKOFF_S, self.rules.retry_backoff_s * 2.0 ** min(failures - 1, 30))
-
-    def forgive(self, engine: Engine) -> None:
-        """Forget failures to bring it in."""
-        engine.failures = engine.refusals = 0
-        engine.retry_at = 0.0
-        engine.refusing = False
-        engine.last_error = None
 
     def _become(self, engine: Engine, new: EngineState, cause: str) -> None:
         if new not in TRANSITIONS[engine.state]:

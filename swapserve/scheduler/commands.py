@@ -16,6 +16,7 @@ from swapserve.ids import CommandId
 from swapserve.messages import CommandGiven, Verb
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import BRINGING_IN, MOVING, SERVING, Engine
+from swapserve.scheduler.failures import forgive
 from swapserve.states import EngineState, Tier
 
 
@@ -94,7 +95,7 @@ def _bring_in(board: Board, engine: Engine, command: CommandId) -> None:
     engine.hold_after = False
     engine.hold_until = 0.0
     engine.asked()
-    board.forgive(engine)
+    forgive(engine)
     if engine.state is EngineState.READY:
         board.done(command)
         return

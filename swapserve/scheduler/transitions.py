@@ -22,6 +22,7 @@ from swapserve.messages import (
 from swapserve.scheduler import commands
 from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import BRINGING_IN, LEAVING, MOVING, SERVING, Engine
+from swapserve.scheduler.failures import fail_in, fail_out, forgive, refuse_in
 from swapserve.scheduler.groups import uses
 from swapserve.states import EngineState, Tier
 
@@ -81,12 +82,12 @@ def ready(board: Board, event: EngineReady) -> None:
     brought = comes
     if brought:
         _came(board, engine, event.seconds)
-        board.forgive(engine)
+        forgive(engine)
         engine.ready_since = board.now
         engine.out_failures = 0
         engine.out_retry_at = 0.0
     else:
-        board.fail_out(engine)
+        fail_out(board, engine)
         board.answer(engine.outs, EngineUnavailable(engine.name, "The swap-out was given up."))
     _serve_again(board, engine, brought=brought)
 
@@ -172,7 +173,7 @@ def left(board: Board, event: EngineLeft) -> None:
     else:
         _park(board, engine, event.residue, event.host_bytes)
     if before is not None and _held(board, engine) >= before:
-        board.fail_out(engine)  # further down, and nobody gained by it
+        fail_out(board, engine)  # further down, and nobody gained by it
     else:
         engine.out_failures = 0
         engine.out_retry_at = 0.0
@@ -221,18 +222,18 @@ def failed(board: Board, event: TransitionFailed) -> None:
         board.lose_granted(engine, event.error)
     if promoted:  # nobody has asked for it, so nobody has to wait after that
         if engine.state is EngineState.FAILED:
-            board.fail_in(engine, event.error, refusing=False)
+            fail_in(board, engine, event.error, refusing=False)
     elif was in BRINGING_IN:
         if _refused(event):
-            board.refuse_in(engine, event.error)
+            refuse_in(board, engine, event.error)
         else:
-            board.fail_in(engine, event.error, refusing=True)
+            fail_in(board, engine, event.error, refusing=True)
             board.refuse_waiting(engine, event.error)
         board.answer(engine.ins, event.error)
     else:
-        board.fail_out(engine)
+        fail_out(board, engine)
         if engine.state is EngineState.FAILED:
-            board.fail_in(engine, event.error, refusing=False)
+            fail_in(board, engine, event.error, refusing=False)
         board.answer(engine.outs, event.error)
         board.answer(engine.stops, event.error)
     _settle(board, engine)
@@ -293,7 +294,7 @@ def exited(board: Board, event: EngineExited) -> None:
         return  # the transition's own answer says what is left
     board.ledger.release(engine.name, uses(engine.spec))
     if engine.state is not EngineState.FAILED:  # else it has been counted already
-        board.fail_in(engine, event.error, refusing=False)
+        fail_in(board, engine, event.error, refusing=False)
     engine.state = EngineState.FAILED
     engine.tier = Tier.NONE
     engine.hold_after = False

@@ -14,7 +14,7 @@ from swapserve.errors import (
 )
 from swapserve.ids import DeviceName, EngineName
 from swapserve.messages import BringIn, EngineReady, SwapOut
-from swapserve.scheduler.board import REFUSALS_MAX
+from swapserve.scheduler.failures import REFUSALS_MAX
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.world import DEVICE, World, engine, gpu, host
 
