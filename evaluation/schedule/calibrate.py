@@ -81,13 +81,21 @@ class Calibration:
         }
         return cls(first=first, **lists)
 
+    @property
+    def itl_s(self) -> float:
+        """Seconds between two tokens."""
+        return _middle(self.itl)
+
     def first_s(self, tokens: int) -> float:
         """Return the time to the first token for a prompt of that length."""
         base, slope = self._line()
         return base + slope * tokens
 
-    def kind(self) -> EngineKind:
-        """Return the engine as the simulator knows it."""
+    def kind(self, pace: float = 1.0) -> EngineKind:
+        """Return the engine as the simulator knows it.
+
+        `pace`: by how much it computes more slowly than it did in the calibration.
+        """
         base, slope = self._line()
         keep = Way(out_s=_middle(self.out_busy), in_s=_middle(self.in_busy))
         drop = Way(out_s=_middle(self.out_idle), in_s=_middle(self.in_idle))
@@ -96,9 +104,9 @@ class Calibration:
             bytes=ENGINE_BYTES,
             lean_bytes=ENGINE_BYTES,
             speed=Speed(
-                prefill_tokens_per_s=1.0 / slope,
-                itl_s=_middle(self.itl),
-                first_s=base,
+                prefill_tokens_per_s=1.0 / (pace * slope),
+                itl_s=pace * self.itl_s,
+                first_s=pace * base,
                 max_seqs=1,
             ),
             cold_s=_middle(self.cold),
@@ -121,7 +129,7 @@ class Calibration:
         return {
             "first_s": base,
             "prefill_tokens_per_s": 1.0 / slope,
-            "itl_s": _middle(self.itl),
+            "itl_s": self.itl_s,
             "cold_s": _middle(self.cold),
             "idle": {"out_s": _middle(self.out_idle), "in_s": _middle(self.in_idle)},
             "busy": {"out_s": _middle(self.out_busy), "in_s": _middle(self.in_busy)},
@@ -221,7 +229,7 @@ class _Bench:
 
     async def _busy(self, name: EngineName) -> None:
         """Swap an engine out in mid-answer, and in again."""
-        answer = min(BUSY_MOST, BUSY_AFTER + round(BUSY_S / _middle(self._found.itl)))
+        answer = min(BUSY_MOST, BUSY_AFTER + round(BUSY_S / self._found.itl_s))
         enough = asyncio.Event()
 
         def seen(stream: Stream) -> None:
@@ -238,7 +246,7 @@ class _Bench:
         if stream.longest_gap[1] < begun:
             raise CannotCalibrate(f"{name}: {answer} tokens were over before the engine was away")
         self._found.out_busy.append(out.seconds)
-        self._found.in_busy.append(stream.longest_gap[1] - begun - _middle(self._found.itl))
+        self._found.in_busy.append(stream.longest_gap[1] - begun - self._found.itl_s)
         self._found.in_busy_daemon.append(back.seconds)
 
     async def _ask(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -44,13 +45,18 @@ class Stream:
         return (self.at[-1] - self.at[0]) / max(1, len(self.at) - 1)
 
     @property
+    def gaps(self) -> list[float]:
+        """Seconds between its tokens."""
+        return [later - one for one, later in pairwise(self.at)]
+
+    @property
     def longest_gap(self) -> tuple[float, float]:
         """Begin and end of the longest silence between two tokens.
 
         Raises:
             ValueError: there are no two.
         """
-        return max(zip(self.at, self.at[1:], strict=False), key=lambda pair: pair[1] - pair[0])
+        return max(pairwise(self.at), key=lambda pair: pair[1] - pair[0])
 
 
 def body(model: str, text: str, tokens: int, *, most: int = 0) -> dict[str, Any]:

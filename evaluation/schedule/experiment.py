@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.machine import watched
 from evaluation.schedule.calibrate import Calibration, calibrate
-from evaluation.schedule.figures import BOUND, Compared, Run, compare
+from evaluation.schedule.figures import BOUND, Run, compare
 from evaluation.schedule.ground import Ground
 from evaluation.schedule.predict import cluster, predict
 from evaluation.schedule.profiles import PROFILES
@@ -17,11 +17,12 @@ from swapserve.blueprint import rules_of
 METHOD = (
     "What engines and moves take is measured through the front door, before the first round of real"
     " runs and after each; the simulator gets the medians of all that, the daemon's rules and the"
-    " very trace that was replayed, and it begins with what the daemon had learnt by then. A"
-    " simulated figure is the median over simulations whose moves vary as the measured ones did."
-    f" Verdicts: met if every real run is within {BOUND:.0%} of it; not met if all are beyond on"
-    f" the same side; else too noisy if the real runs differ by more than {BOUND:.0%} among"
-    " themselves; else by their median."
+    " very trace that was replayed, and it begins with what the daemon had learnt by then. Engines"
+    " compute at the pace of that very run (median gap between two tokens of a stream), since a"
+    " machine's cores change; nothing else is taken from a real run. A simulated figure is the"
+    " median over simulations whose moves vary as the measured ones did. Verdicts: met if every"
+    f" real run is within {BOUND:.0%} of it; not met if all are beyond on the same side; else too noisy"
+    f" if these ratios differ by more than {BOUND:.0%} among themselves; else by their median."
 )
 Say = Callable[[str], None]
 Key = tuple[str, str]
@@ -102,39 +103,38 @@ class Experiment:
     def result(self, seeds: int) -> dict[str, Any]:
         """Simulate every real run, so many times each, and compare."""
         pooled = Calibration.pooled(self._calibrations)
-        here = cluster(self._here, pooled)
         profiles = {}
         for (profile, policy), replayed in self._replayed.items():
             if not replayed:
                 continue
             trace = self._traces[profile]
             simulated = [
-                run
-                for number, learnt in enumerate(self._learnt[profile, policy])
-                for run in predict(
-                    here,
+                predict(
+                    cluster(self._here, pooled, pace=one.itl_s / pooled.itl_s),
                     trace,
                     policy,
                     rules_of(self._here.config(policy), wall_offset_s=0.0),
                     noise=pooled.noise(),
                     learnt=learnt,
-                    seeds=range(number * seeds, (number + 1) * seeds),
+                    seeds=range(seeds),
                 )
+                for one, learnt in zip(replayed, self._learnt[profile, policy], strict=True)
             ]
             compared = compare(
-                [one.run.figures() for one in replayed], [one.figures() for one in simulated]
+                [one.run.figures() for one in replayed],
+                [[one.figures() for one in group] for group in simulated],
             )
             profiles[f"{profile}, {policy}"] = {
                 "profile": profile,
                 "policy": policy,
                 "about": PROFILES[profile].about,
                 "requests": len(trace),
-                "figures": {one.name: _told(one) for one in compared},
+                "figures": {one.name: asdict(one) for one in compared},
                 "forecasts": _coverage([one.run for one in replayed]),
-                "forecasts_simulated": _coverage(simulated),
+                "forecasts_simulated": _coverage([run for group in simulated for run in group]),
                 "trace": [trace.arrival, trace.model, trace.tokens_in, trace.tokens_out],
                 "runs": [
-                    {"machine": machine, **one.as_json()}
+                    {"machine": machine, "pace": one.itl_s / pooled.itl_s, **one.as_json()}
                     for one, machine in zip(replayed, self._machine[profile, policy], strict=True)
                 ],
             }
@@ -144,10 +144,6 @@ class Experiment:
             "profiles": profiles,
             "forecasts": _coverage([one.run for found in self._replayed.values() for one in found]),
         }
-
-
-def _told(one: Compared) -> dict[str, Any]:
-    return {**asdict(one), "ratio": one.ratio}
 
 
 def _coverage(runs: Sequence[Run]) -> dict[str, Any]:

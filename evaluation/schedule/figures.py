@@ -1,5 +1,6 @@
 """What a run comes to, real or simulated, and how the two compare. Pure."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Literal
 from evaluation.stats import percentile
 
 BOUND = 0.25
-"""Part by which a real figure may differ from the simulated one, and real runs from each other."""
+"""Part by which a real figure may differ from the simulated one, and their ratios by run."""
 JUDGED = ("ttft_p50_s", "ttft_p90_s", "ttft_mean_s", "e2e_p50_s", "e2e_p90_s", "swaps")
 """Figures that a verdict is given on; the others are told."""
 
@@ -110,57 +111,66 @@ class Compared:
 
     Attributes:
         real: of each real run.
-        simulated: median over the simulated runs.
-        low, high: the tenth and ninetieth percentile of those.
+        simulated: for each of them the median of its simulations.
+        low, high: the tenth and ninetieth percentile of all these.
+        ratios: real over simulated; None where something was simulated not to happen.
         verdict: None if the figure is only told.
     """
 
     name: str
     real: Sequence[float]
-    simulated: float
+    simulated: Sequence[float]
     low: float
     high: float
+    ratios: Sequence[float | None]
     verdict: Verdict | None
 
-    @property
-    def ratio(self) -> float | None:
-        """The real runs' median over the simulated one; None if that is zero."""
-        return statistics.median(self.real) / self.simulated if self.simulated else None
+
+Figures = Mapping[str, float]
 
 
-def compare(
-    real: Sequence[Mapping[str, float]], simulated: Sequence[Mapping[str, float]]
-) -> list[Compared]:
-    """Compare figures of real runs of a trace with those of simulated ones."""
+def compare(real: Sequence[Figures], simulated: Sequence[Sequence[Figures]]) -> list[Compared]:
+    """Compare figures of real runs of a trace, each with those of its simulations."""
     found = []
-    for name in simulated[0]:
+    for name in real[0]:
         runs = [one[name] for one in real]
-        those = [one[name] for one in simulated]
+        those = [[one[name] for one in group] for group in simulated]
+        middles = [statistics.median(group) for group in those]
+        every = [each for group in those for each in group]
+        ratios = [_ratio(one, middle) for one, middle in zip(runs, middles, strict=True)]
         found.append(
             Compared(
                 name=name,
                 real=runs,
-                simulated=statistics.median(those),
-                low=percentile(those, 0.1),
-                high=percentile(those, 0.9),
-                verdict=judge(runs, statistics.median(those)) if name in JUDGED else None,
+                simulated=middles,
+                low=percentile(every, 0.1),
+                high=percentile(every, 0.9),
+                ratios=ratios,
+                verdict=judge(ratios) if name in JUDGED else None,
             )
         )
     return found
 
 
-def judge(real: Sequence[float], simulated: float) -> Verdict:
-    """Say whether real runs are within the bound of the simulated figure.
+def _ratio(real: float, simulated: float) -> float | None:
+    if real == simulated:
+        return 1.0
+    return real / simulated if simulated else None
 
-    The rule is fixed before anything is measured. If the real runs differ by more than the bound
-    among themselves, no verdict but by unanimity: met if all are within it, not met if all are
-    beyond it on the same side.
+
+def judge(given: Sequence[float | None]) -> Verdict:
+    """Say whether real runs are as simulated, by the ratios of the two.
+
+    The rule is fixed before anything is measured. Met if all are within the bound, not met if all
+    are beyond it on the same side. Otherwise, if they differ by more than the bound among
+    themselves, there is no verdict; else their median decides.
     """
-    least, most = (1.0 - BOUND) * simulated, (1.0 + BOUND) * simulated
-    if all(least <= each <= most for each in real):
+    ratios = [math.inf if each is None else each for each in given]
+    least, most = 1.0 - BOUND, 1.0 + BOUND
+    if all(least <= each <= most for each in ratios):
         return "met"
-    if all(each > most for each in real) or all(each < least for each in real):
+    if all(each > most for each in ratios) or all(each < least for each in ratios):
         return "not met"
-    if max(real) > (1.0 + BOUND) * min(real):
+    if max(ratios) > most * min(ratios):
         return "too noisy"
-    return "met" if least <= statistics.median(real) <= most else "not met"
+    return "met" if least <= statistics.median(ratios) <= most else "not met"

@@ -13,9 +13,9 @@ from swapserve.scheduler.knowledge import Knowledge
 SLOTS = 1
 
 
-def cluster(ground: Ground, calibration: Calibration) -> Cluster:
-    """Return the engines and their device as the simulator knows them."""
-    kind = calibration.kind()
+def cluster(ground: Ground, calibration: Calibration, *, pace: float = 1.0) -> Cluster:
+    """Return the engines and their device as the simulator knows them; `pace` as for `kind`."""
+    kind = calibration.kind(pace)
     models = tuple(Model(name=name, kind=kind, gpus=(0,), slots=SLOTS) for name in ground.names)
     return Cluster(models=models, gpu_bytes=(ground.held * ENGINE_BYTES,), ram_bytes=0)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,9 +31,11 @@ class Replayed:
     Attributes:
         moves: the daemon's own accounts of its moves.
         late_s: by how much the client missed the trace's time, at worst.
+        itl_s: the median of all gaps between two tokens of a stream.
     """
 
     run: Run
+    itl_s: float
     moves: list[dict[str, Any]] = field(default_factory=list)
     late_s: float = 0.0
 
@@ -41,6 +44,7 @@ class Replayed:
         return {
             "figures": self.run.figures(),
             "late_s": self.late_s,
+            "itl_s": self.itl_s,
             "forecasts": self.run.forecasts,
             "forecasts_met": self.run.forecasts_met,
             "requests": [
@@ -109,6 +113,7 @@ class _Replay:
                 forecasts=status.forecasts,
                 forecasts_met=status.forecasts_met,
             ),
+            itl_s=statistics.median([gap for stream in self._streams for gap in stream.gaps]),
             moves=self._moves,
             late_s=self._late_s,
         )

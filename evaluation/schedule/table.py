@@ -21,15 +21,19 @@ def render(result: dict[str, Any]) -> str:
     for name, profile in result["profiles"].items():
         for place, (figure, one) in enumerate(profile["figures"].items()):
             real = " ".join(f"{each:.3g}" for each in one["real"])
-            ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
+            ratio = " ".join("-" if each is None else f"{each:.2f}" for each in one["ratios"])
             span = f"{one['low']:.3g} - {one['high']:.3g}"
             label = name if not place else ""
-            simulated = f"{one['simulated']:.3g}"
+            simulated = " ".join(f"{each:.3g}" for each in one["simulated"])
             rows.append((label, figure, real, simulated, span, ratio, one["verdict"] or ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
+    lines += ["", "Gaps between tokens, over the calibrated one:"]
+    for name, profile in result["profiles"].items():
+        paces = " ".join(f"{run['pace']:.2f}" for run in profile["runs"])
+        lines.append(f"  {name}: {paces}")
     lines += ["", "Requests that took no longer than their P90 forecast:"]
     for name, profile in result["profiles"].items():
         lines.append(

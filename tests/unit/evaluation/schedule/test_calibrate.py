@@ -24,6 +24,12 @@ def test_the_time_to_the_first_token_is_a_line_through_the_medians() -> None:
     assert speed.itl_s == pytest.approx(0.013)
 
 
+def test_a_slower_pace_slows_prompts_and_answers_alike() -> None:
+    usual, slow = _calibration().kind(), _calibration().kind(2.0)
+    assert slow.speed.alone_s(100, 50) == pytest.approx(2 * usual.speed.alone_s(100, 50))
+    assert slow.ways == usual.ways
+
+
 def test_the_simulator_gets_a_way_with_requests_and_one_without() -> None:
     kind = _calibration().kind()
     assert kind.dumps
