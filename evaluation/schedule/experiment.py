@@ -21,8 +21,8 @@ METHOD = (
     " compute at the pace of that very run (median gap between two tokens of a stream), since a"
     " machine's cores change; nothing else is taken from a real run. A simulated figure is the"
     " median over simulations whose moves vary as the measured ones did. Verdicts: met if every"
-    f" real run is within {BOUND:.0%} of it; not met if all are beyond on the same side; else too"
-    f" noisy if these ratios differ by more than {BOUND:.0%} among themselves; else by their median."
+    f" real run is within {BOUND:.0%} of it; not met if all are beyond on one side; else too"
+    f" noisy if the ratios differ by more than {BOUND:.0%} among themselves; else by their median."
 )
 Say = Callable[[str], None]
 Key = tuple[str, str]
