@@ -56,13 +56,11 @@ class Replayed:
 
 
 def replay(ground: Ground, session: Session, workload: Workload) -> Replayed:
-    """Bring the first engines in, as the simulator does, and replay the trace.
+    """Replay the trace, with the first engines there at the beginning as in the simulator.
 
     Raises:
         SwapServeError: a command was refused.
     """
-    for name in ground.names[: ground.held]:
-        session.swap_in(name)
     return asyncio.run(_Replay(ground, session, workload).run())
 
 
@@ -70,6 +68,7 @@ class _Replay:
     def __init__(self, ground: Ground, session: Session, workload: Workload) -> None:
         self._session = session
         self._work = workload
+        self._first = ground.names[: ground.held]
         self._bodies = [
             body(
                 ground.names[workload.model[number]],
@@ -90,6 +89,7 @@ class _Replay:
 
     async def run(self) -> Replayed:
         async with http_client() as http:
+            await self._bring_in(http)
             listening = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 events = tasks.create_task(self._listen(http, listening))
@@ -117,6 +117,12 @@ class _Replay:
             moves=self._moves,
             late_s=self._late_s,
         )
+
+    async def _bring_in(self, http: aiohttp.ClientSession) -> None:
+        """Ask the first engines for something: what an operator brings in stays for a while."""
+        for name in self._first:
+            await ask(http, self._session.address, body(name, prompt(1, 0), 1))
+            await asyncio.to_thread(self._session.quiet, name)
 
     async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
         work = self._work
