@@ -283,6 +283,10 @@ class Board:
         self.ledger.reserve(engine.name, sizes)
         engine.bound_for = Tier.DEVICE
         engine.moves_on = self.exclusive.intersection(engine.spec.devices)
+        engine.left_for = None
+        for other in self.by_group[engine.group]:
+            if other.left_for is engine:
+                other.left_for = None
         unasked = "preload" if engine.preload else "ahead"
         cause = unasked if engine.calling() is None else "demand"
         engine.preload = False

@@ -148,6 +148,8 @@ class Engine:
     """When the last requests were granted, oldest first."""
     moving_since: float = 0.0
     """Start of the transition under way."""
+    left_for: "Engine | None" = None
+    """Who has its place, or is to have it: it does not come back before that one came."""
     ready_since: float = 0.0
     idle_since: float = 0.0
     guard_until: float = 0.0

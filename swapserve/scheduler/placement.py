@@ -150,7 +150,26 @@ class _Plan:
                 wish = Wish(since, engine)
                 wishes.append((policy.urgency(view, wish), since, engine, wish))
         wishes.sort(key=lambda one: one[:2])
-        return [(engine, wish) for _, _, engine, wish in wishes]
+        return self._hand_over([(engine, wish) for _, _, engine, wish in wishes])
+
+    def _hand_over(self, wishes: list[tuple[Engine, Wish]]) -> list[tuple[Engine, Wish]]:
+        """Return the wishes with nobody before the one for whom it has left.
+
+        A policy may find that who has just been sent away is the more urgent of the two: it would
+        come and go for ever, and the other one never come.
+        """
+        waits = {engine.index for engine, _ in wishes}
+        ordered: list[tuple[Engine, Wish]] = []
+        held: list[tuple[Engine, Wish]] = []
+        for engine, wish in wishes:
+            waits.discard(engine.index)
+            before = engine.left_for
+            (held if before and before.index in waits else ordered).append((engine, wish))
+            for one in tuple(held):
+                if one[0].left_for is engine:
+                    held.remove(one)
+                    ordered.append(one)
+        return ordered + held
 
     def _can_fit(self, engine: Engine) -> bool:
         error = capacity_error(self.board, engine)
@@ -182,7 +201,7 @@ class _Plan:
         }
         if short:
             found = candidates(board, self.chosen, short, wish)
-            made = self._make_room(found, short, f"room for {engine.name}")
+            made = self._make_room(found, short, engine)
             if made is None:
                 return True
             if not made:
@@ -254,13 +273,15 @@ class _Plan:
 
     # ----------------------------------------------------------------- leaving
 
-    def _make_room(self, found: Sequence[Candidate], short: Footprint, cause: str) -> bool | None:
+    def _make_room(
+        self, found: Sequence[Candidate], short: Footprint, comes: Engine | None
+    ) -> bool | None:
         """Make victims leave. False: time will let enough of them go. None: it will not."""
         usual = [one for one in found if not spared(one.engine)]
         for those in (usual, found):
             victims = choose(those, short, self.board.now)
             if victims:
-                self._make_leave(victims, cause)
+                self._make_leave(victims, comes)
                 return True
             if hopeful(self.board, those, short):
                 self._look_again_for(those)
@@ -273,9 +294,10 @@ class _Plan:
             if candidate.at > self.board.now:
                 self._look_at(candidate.at)
 
-    def _make_leave(self, victims: Iterable[Candidate], cause: str) -> None:
+    def _make_leave(self, victims: Iterable[Candidate], comes: Engine | None) -> None:
         """Let each leave as soon as it is its turn; until then it is nobody else's victim."""
         board = self.board
+        cause = "overcommitted" if comes is None else f"room for {comes.name}"
         for victim in victims:
             engine = victim.engine
             self.chosen.add(engine.index)
@@ -285,9 +307,11 @@ class _Plan:
             if engine.state is EngineState.FAILED:
                 if self._take_turn(board.touched(engine)):
                     board.stop(engine, cause)
-            elif busy and not victim.to_disk and self._ram_comes(victim, cause):
+            elif busy and not victim.to_disk and self._ram_comes(victim, comes):
                 continue
             elif not busy or self._interrupts(victim):
+                if not engine.parked:
+                    engine.left_for = comes
                 self._swap_out(engine, cause, to_disk=victim.to_disk)
             else:
                 self._drain(victim)
@@ -297,7 +321,7 @@ class _Plan:
         wanted = victim.engine.parked or victim.cut_at <= self.board.now
         return wanted and self.board.survives(victim.engine, to_disk=victim.to_disk)
 
-    def _ram_comes(self, victim: Candidate, cause: str) -> bool:
+    def _ram_comes(self, victim: Candidate, comes: Engine | None) -> bool:
         """Return whether RAM is being freed for a busy victim that would go to disk otherwise.
 
         What nobody asks for moves aside: an idle engine's image on disk is often as good as its
@@ -320,7 +344,7 @@ class _Plan:
             if one.to_disk and not one.engine.suspended and not spared(one.engine)
         ]
         found = choose(idle, {ram: short - leaving}, board.now)
-        self._make_leave(found, cause)
+        self._make_leave(found, comes)
         return bool(found)
 
     def _swap_out(self, engine: Engine, cause: str, *, to_disk: bool = False) -> None:
@@ -351,7 +375,7 @@ class _Plan:
                     for one in candidates(self.board, self.chosen, {device: debt}, wish)
                     if one.engine.parked or not self.board.ledger.excess(device, one.engine.name)
                 ]
-                self._make_room(found, {device: debt}, "overcommitted")
+                self._make_room(found, {device: debt}, None)
 
     def _open_spared(self) -> None:
         for engine in self.engines:

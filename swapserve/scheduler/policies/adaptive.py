@@ -2,8 +2,8 @@
 
 **Who comes.** Each wish has a time by which it is due: its requests' time to first token, by
 priority and deadline, and for suspended streams the moment at which their readers have read what
-was generated ahead of them. Earliest due first. A wish that would
-soon have waited for `max_wait` comes before all others, oldest first.
+was generated ahead of them, but no later than `max_wait`. Earliest due first. Batch work comes
+after that, by arrival, until it is near its limit: then it is due, too.
 
 **Who leaves.** Of idle engines the one whose return is expected to cost least: its rate of
 arrivals times what the way back and the loss of its cache would take. Of busy ones the one whose
@@ -12,9 +12,9 @@ readers have most left to read of what it has generated.
 **When.** An idle engine leaves at once. A busy one runs for a slice that grows with the cost of
 the swap; over a long time, swaps under contention take no more than `overhead_share` of a device.
 If its requests are about to end, they are waited for, since that is cheaper than a preemption.
-Batch work makes way for what is interactive at once. A wish whose `max_wait` is near ends every
-slice but the least one, without which engines whose swaps take longer than `max_wait` would evict
-each other for ever without a token in between.
+Batch work makes way for what is interactive after the least slice. A wish whose `max_wait` is
+near ends every slice but the least one, without which engines whose swaps take longer than that
+would evict each other for ever without a token in between.
 
 Token-level scheduling with quotas from the time between tokens that a reader needs, and groups of
 at most eight arrivals, are ideas of Aegaeon (SOSP'25), which rewrites the engine for them.
@@ -47,13 +47,15 @@ class Adaptive:
     bounded: ClassVar[bool] = True
 
     def urgency(self, view: View, wish: Wish) -> tuple[float, ...]:
-        """Return: wishes near their limit by age, those due soonest, batch work by arrival."""
+        """Return: those due soonest, then batch work by arrival, unless it is near its limit."""
         engine = wish.engine
-        if engine is None or last_call(view, wish) <= view.now:
-            return (0.0, limit(view, wish))
+        if engine is None:
+            return (0.0, wish.since[0])
         if engine.pressing:
-            return (1.0, _due(view, engine))
-        return (2.0, _first_arrival(engine))
+            return (0.0, _due(view, engine))
+        if last_call(view, wish) <= view.now:
+            return (0.0, limit(view, wish))
+        return (1.0, _first_arrival(engine))
 
     def leave(self, view: View, victim: Engine, wish: Wish) -> Leave:
         """Return: idle engines at once, busy ones after their slice or their last request."""
@@ -80,7 +82,8 @@ def _due(view: View, engine: Engine) -> float:
         due = min(due, wanted)
     for lease in islice(engine.suspended.values(), LOOKED_AT):
         if _interactive(lease):
-            due = min(due, max(lease.since[0] + slo, _runs_dry_at(view, engine, lease)))
+            dry_at = min(lease.since[0] + rules.max_wait_s, _runs_dry_at(view, engine, lease))
+            due = min(due, max(lease.since[0] + slo, dry_at))
     if engine.ins:
         due = min(due, engine.ins_since[0] + slo)
     return due

@@ -275,15 +275,30 @@ def test_a_deadline_makes_a_wish_more_pressing() -> None:
     assert world.state(hurried) is L.ACTIVE
 
 
-def test_a_wish_at_its_limit_is_first_whatever_is_due() -> None:
+def test_batch_work_at_its_limit_is_due_like_all_else() -> None:
     world = world_of(6, 6, 6, quantum=300.0)
     busy(world, "a")
     old = world.request("b", BATCH)
     world.advance(MAX_WAIT - 2.0)
-    world.request("c", URGENT)
+    world.request("c")
     world.advance(2.0 + SLICE)
     world.settle()
     assert world.state(old) is L.ACTIVE
+
+
+def test_who_was_sent_away_does_not_come_back_before_the_one_for_whom_it_left() -> None:
+    world = world_of(6, 6)
+    stream = world.request("a", URGENT)
+    world.settle()
+    world.advance(100.0)
+    waiter = world.request("b", BATCH)
+    for _ in range(20):
+        world.advance(5.0)
+        world.settle()
+        if world.state(waiter) is L.ACTIVE:
+            break
+    assert world.of(SwapOut) == ["a"]
+    assert world.state(stream) is L.SUSPENDED
 
 
 # ------------------------------------------------------------------------ RAM
