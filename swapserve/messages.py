@@ -33,6 +33,8 @@ class Ask:
     """Name of the API key it came with; empty without keys."""
     conversation: int = 0
     """Hash of how its prompt begins; the next turn of a chat has the same. 0: unknown."""
+    streams: bool = False
+    """Whether a `LeaseBegan` will tell when its first token has come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,13 @@ class LeaseRequested:
     lease: LeaseId
     engine: EngineName
     ask: Ask = field(default_factory=Ask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseBegan:
+    """The first token of a stream has come: somebody has something to read."""
+
+    lease: LeaseId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +185,7 @@ class ShutdownAsked:
 Event = (
     EngineSeen
     | LeaseRequested
+    | LeaseBegan
     | LeaseEnded
     | EngineReady
     | EngineLeft

@@ -12,7 +12,7 @@ from evaluation.simulate.agenda import ARRIVAL, STEP, Agenda
 from evaluation.simulate.cluster import Cluster
 from evaluation.simulate.engine import IllegalEffect
 from evaluation.simulate.outcome import UNSET, Outcome, Records
-from evaluation.simulate.server import NEVER, Requests
+from evaluation.simulate.server import NEVER, NOBODY, Requests
 from evaluation.simulate.workload import OPEN, Workload
 from evaluation.simulate.world import World
 from swapserve.ids import LeaseId
@@ -23,6 +23,7 @@ from swapserve.messages import (
     Effect,
     Event,
     GrantLease,
+    LeaseBegan,
     LeaseEnded,
     LeaseRequested,
     RefuseLease,
@@ -199,6 +200,9 @@ class _Run:
         elif kind == STEP:
             engine = self.world.engines[who]
             done = self.world.step(engine, at)
+            if (began := self.world.began(engine)) != NOBODY and began not in done:
+                self.now = at
+                self._tell(LeaseBegan(lease=self._leases[began]))
             if done:
                 self.now = at
                 for request in done:
@@ -239,6 +243,7 @@ class _Run:
                     tokens_max=work.tokens_max[request] or None,
                     key=work.key[request],
                     conversation=work.conversation[request],
+                    streams=True,
                 ),
             )
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 NEVER = float("inf")
+NOBODY = -1
 _SAME = 1e-9
 """Members of a batch that are so few tokens apart end together."""
 
@@ -75,6 +76,7 @@ class Server:
         "_slow",
         "_speed",
         "_tokens",
+        "began",
         "due",
         "inside",
         "prompt_tokens",
@@ -103,6 +105,8 @@ class Server:
         self.running = True
         self.inside = 0
         """Requests granted and not answered yet, those that queue in the engine included."""
+        self.began = NOBODY
+        """Whose first token came in the last `step`."""
         self.due = NEVER
         """When `step` has to be called."""
         self.prompt_tokens = 0
@@ -133,8 +137,9 @@ class Server:
         """Do what is due now; return which requests have got their last token."""
         done: list[int] = []
         now = self._at
+        self.began = NOBODY
         if self._prompt_next:
-            request = self._prompts.popleft()
+            request = self.began = self._prompts.popleft()
             self._requests.first_at[request] = now
             rest = self._requests.tokens_out[request] - 1
             if rest > 0:

@@ -15,7 +15,7 @@ from evaluation.simulate.cluster import Cluster
 from evaluation.simulate.costs import Way
 from evaluation.simulate.engine import Engine, IllegalEffect
 from evaluation.simulate.outcome import Activity
-from evaluation.simulate.server import NEVER, Requests, Server
+from evaluation.simulate.server import NEVER, NOBODY, Requests, Server
 from swapserve.messages import BringIn, Drain, EngineLeft, EngineReady, EngineSeen, SwapOut
 from swapserve.states import EngineState, Tier
 
@@ -117,6 +117,11 @@ class World:
         engine.active -= len(done)
         self._settle(engine, at)
         return done
+
+    def began(self, engine: Engine) -> int:
+        """Return whose first token came in the engine's last step, once; `NOBODY`: nobody's."""
+        found, engine.server.began = engine.server.began, NOBODY
+        return found
 
     # ------------------------------------------------------------------ moves
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from swapserve.errors import SwapServeError
 from swapserve.ids import EngineName, LeaseId
-from swapserve.messages import Ask, Event, LeaseEnded, LeaseRequested, Used
+from swapserve.messages import Ask, Event, LeaseBegan, LeaseEnded, LeaseRequested, Used
 from swapserve.states import LeaseState
 
 
@@ -129,6 +129,11 @@ class Admission:
         if (found := self._leases.get(lease)) is not None:
             found.granted_at = self.clock()
             found.move(LeaseState.ACTIVE)
+
+    def began(self, lease: LeaseId) -> None:
+        """Tell the scheduler that the first token of a stream has come."""
+        if lease in self._leases:
+            self._post(LeaseBegan(lease=lease))
 
     def suspended(self, lease: LeaseId) -> None:
         """Note that the engine goes away in mid-answer."""

@@ -45,6 +45,7 @@ def ask_of(
         tokens_max=body.tokens_max,
         key="" if key is None else key.name,
         conversation=body.prefix,
+        streams=body.stream,
     )
 
 

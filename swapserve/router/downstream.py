@@ -51,6 +51,8 @@ class Downstream:
         self.bytes_out = 0
         self.first_at: float | None = None
         """Loop time of the first byte of the engine's answer."""
+        self.on_first: Callable[[], None] | None = None
+        """Called at that moment, if the answer is a stream of events."""
         self.last_at: float | None = None
         """Loop time of the last one so far."""
         self.streamed = False
@@ -147,6 +149,8 @@ class Downstream:
         self.last_at = asyncio.get_running_loop().time()
         if self.first_at is None:
             self.first_at = self.last_at
+            if self.streamed and self.on_first is not None:
+                self.on_first()
         self.tokens.saw(self._tail, chunk)
         tail = chunk[-TAIL:]
         if len(tail) < TAIL:

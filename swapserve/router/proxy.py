@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -177,6 +178,7 @@ class Proxy:
     ) -> None:
         async with self._admission.lease(call.engine, call.ask) as lease:
             record.lease = lease
+            down.on_first = partial(self._admission.began, lease.id)
             beat = self._tasks.create_task(self._beat(down, lease)) if call.body.stream else None
             try:
                 await self._serve(request, call, down, lease)

@@ -26,6 +26,7 @@ from swapserve.messages import (
     EngineSpec,
     Event,
     FootprintMeasured,
+    LeaseBegan,
     LeaseEnded,
     LeaseRequested,
     RefuseLease,
@@ -38,7 +39,7 @@ from swapserve.messages import (
 )
 from swapserve.scheduler import commands, transitions
 from swapserve.scheduler.board import Board
-from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
+from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease, owes_first
 from swapserve.scheduler.door import Door
 from swapserve.scheduler.knowledge import Knowledge
 from swapserve.scheduler.ledger import Account
@@ -74,6 +75,7 @@ class Core:
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             EngineSeen: partial(transitions.seen, self._board),
             LeaseRequested: self._lease_requested,
+            LeaseBegan: self._lease_began,
             LeaseEnded: self._lease_ended,
             EngineReady: partial(transitions.ready, self._board),
             EngineLeft: partial(transitions.left, self._board),
@@ -181,6 +183,15 @@ class Core:
 
     def _refuse(self, event: LeaseRequested, error: SwapServeError) -> None:
         self._board.effects.append(RefuseLease(lease=event.lease, error=error))
+
+    def _lease_began(self, event: LeaseBegan) -> None:
+        lease = self._board.leases.get(event.lease)
+        if lease is None:
+            return
+        lease.began_at = self._board.now
+        engine = self._board.engines[lease.engine]
+        if engine.group in self._contended and not any(map(owes_first, engine.active.values())):
+            self._board.touch(engine)  # a policy may have waited for that
 
     def _lease_ended(self, event: LeaseEnded) -> None:
         board = self._board

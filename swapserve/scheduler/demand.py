@@ -41,6 +41,8 @@ class Lease:
     """It is one of those for whom the engine was last brought in."""
     granted_at: float = 0.0
     """When its engine began to answer it."""
+    began_at: float | None = None
+    """When its first token came, if it is a stream and has begun."""
     promised: Forecast | None = None
     """What was predicted of it then."""
     ran_s: float = 0.0
@@ -51,6 +53,11 @@ class Lease:
     def ran(self, now: float) -> float:
         """Return for how long its engine has been answering it, suspensions left out."""
         return self.ran_s + (now - self.resumed_at if self.state is LeaseState.ACTIVE else 0.0)
+
+
+def owes_first(lease: Lease) -> bool:
+    """Return whether it is a stream whose first token has not come."""
+    return lease.ask.streams and lease.began_at is None
 
 
 class Queue:

@@ -24,8 +24,17 @@ from itertools import islice
 from typing import ClassVar
 
 from swapserve.messages import Rules
-from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease
-from swapserve.scheduler.policies.base import Leave, View, Wish, comes_in_s, last_call, limit, share
+from swapserve.scheduler.demand import GROUP_MAX, Engine, Lease, owes_first
+from swapserve.scheduler.policies.base import (
+    NEVER,
+    Leave,
+    View,
+    Wish,
+    comes_in_s,
+    last_call,
+    limit,
+    share,
+)
 from swapserve.states import EngineState, Priority
 
 LEAST_SLICE = 0.3
@@ -82,11 +91,18 @@ def _due(view: View, engine: Engine) -> float:
         due = min(due, wanted)
     for lease in islice(engine.suspended.values(), LOOKED_AT):
         if _interactive(lease):
-            dry_at = min(lease.since[0] + rules.max_wait_s, _runs_dry_at(view, engine, lease))
-            due = min(due, max(lease.since[0] + slo, dry_at))
+            due = min(due, _back_at(view, engine, lease, slo))
     if engine.ins:
         due = min(due, engine.ins_since[0] + slo)
     return due
+
+
+def _back_at(view: View, engine: Engine, lease: Lease, slo: float) -> float:
+    """Return by when a suspended request should go on: before its reader has read all there is."""
+    since, most = lease.since[0], view.rules.max_wait_s
+    if _first_at(view, engine, lease) > view.now:
+        return min(lease.arrived + slo, since + most)  # it owes its first token
+    return max(since + slo, min(since + most, _runs_dry_at(view, engine, lease)))
 
 
 def _first_arrival(engine: Engine) -> float:
@@ -134,8 +150,9 @@ def _runs_dry_at(view: View, engine: Engine, lease: Lease) -> float:
         return view.now + view.rules.max_wait_s
     service = view.knowledge.service
     first_s = service.first_s(engine.name, lease.ask)
+    began_at = lease.granted_at + first_s if lease.began_at is None else lease.began_at
     tokens = max(0.0, lease.ran(view.now) - first_s) / service.itl_s(engine.name)
-    return lease.granted_at + first_s + tokens * slo_itl_s(view.rules, engine)
+    return began_at + tokens * slo_itl_s(view.rules, engine)
 
 
 def _interactive(lease: Lease) -> bool:
@@ -164,6 +181,8 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
         at = max(least, min(base, last_call(view, wish)))
         if _overtaken(victim, wish):
             at = min(at, max(least, view.now))
+    if not _overtaken(victim, wish):
+        at = max(at, min(_first_tokens_at(view, victim), last_call(view, wish)))
     # Waiting is worth what a preemption costs more than a drain, there and back.
     dearer = max(0.0, out - costs.out_s(victim.name, to, busy=False))
     patience = dearer + costs.in_s(victim.name, to, busy=True)
@@ -171,11 +190,31 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
     beyond = limit(view, wish) > wish.since[0] + rules.max_wait_s
     if beyond and _both_batch(victim, wish):
         return at, max(at, victim.ready_since + BATCH_SLICE * swap / share(view))
-    in_time = at + left <= wish.since[0] + rules.max_wait_s
-    if left <= patience and (in_time or left <= dearer):
+    latest = last_call(view, wish)
+    if left <= dearer or (left <= patience and view.now + left <= latest):
         begun = max(least, wish.since[0])
-        return begun, max(begun, min(view.now + patience, begun + 2 * patience))
+        longest = begun + 2 * dearer if left <= dearer else min(begun + 2 * patience, latest)
+        return begun, max(begun, min(view.now + patience, longest))
     return at, at
+
+
+def _first_tokens_at(view: View, victim: Engine) -> float:
+    """Return when those of its requests that somebody waits for should all have begun to answer.
+
+    Until then nobody has anything to read, and an engine that is cut off again and again would
+    never get so far.
+    """
+    return max((_first_at(view, victim, one) for one in victim.active.values()), default=0.0)
+
+
+def _first_at(view: View, engine: Engine, lease: Lease) -> float:
+    """Return when a request's first token has come or is expected; nobody waits for a batch's."""
+    if not _interactive(lease) or lease.began_at is not None:
+        return 0.0
+    if owes_first(lease):
+        return NEVER
+    left = view.knowledge.service.first_s(engine.name, lease.ask) - lease.ran(view.now)
+    return view.now + max(0.0, left)
 
 
 def _least_slice(view: View, victim: Engine, swap: float) -> float:
