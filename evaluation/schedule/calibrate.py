@@ -34,11 +34,25 @@ BEHIND_S = 0.005
 QUARTILES_OF_SIGMA = 1.349
 """Distance of a normal distribution's quartiles, in standard deviations."""
 MOST_NOISE = 0.5
+LEAST_MOVES = 5
+"""Fewer of a run do not say how fast its moves were."""
 Say = Callable[[str], None]
 
 
 class CannotCalibrate(Exception):
     """A request of the calibration failed; says how."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """By how much a run was slower than the calibration: computing, moves idle and busy."""
+
+    tokens: float = 1.0
+    idle: float = 1.0
+    busy: float = 1.0
+
+
+CALIBRATED = Pace()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,22 +105,33 @@ class Calibration:
         base, slope = self._line()
         return base + slope * tokens
 
-    def kind(self, pace: float = 1.0) -> EngineKind:
-        """Return the engine as the simulator knows it.
+    def pace(self, itl_s: float, golden: Sequence[float], live: Sequence[float]) -> "Pace":
+        """Return how a run's speed compares with the calibration's.
 
-        `pace`: by how much it computes more slowly than it did in the calibration.
+        Args:
+            itl_s: mean gap between tokens in the run.
+            golden: seconds of its ways in from golden images, as the daemon says.
+            live: the same from live images.
         """
+        return Pace(
+            tokens=itl_s / self.itl_s,
+            idle=_pace(golden, self.in_idle_daemon),
+            busy=_pace(live, self.in_busy_daemon),
+        )
+
+    def kind(self, pace: Pace = CALIBRATED) -> EngineKind:
+        """Return the engine as the simulator knows it, at that pace."""
         base, slope = self._line()
-        keep = Way(out_s=_middle(self.out_busy), in_s=_middle(self.in_busy))
-        drop = Way(out_s=_middle(self.out_idle), in_s=_middle(self.in_idle))
+        keep = Way(out_s=pace.busy * _middle(self.out_busy), in_s=pace.busy * _middle(self.in_busy))
+        drop = Way(out_s=pace.idle * _middle(self.out_idle), in_s=pace.idle * _middle(self.in_idle))
         return EngineKind(
             name="llama-server",
             bytes=ENGINE_BYTES,
             lean_bytes=ENGINE_BYTES,
             speed=Speed(
-                prefill_tokens_per_s=1.0 / (pace * slope),
-                itl_s=pace * self.itl_s,
-                first_s=pace * base,
+                prefill_tokens_per_s=1.0 / (pace.tokens * slope),
+                itl_s=pace.tokens * self.itl_s,
+                first_s=pace.tokens * base,
                 max_seqs=1,
             ),
             cold_s=_middle(self.cold),
@@ -154,6 +179,13 @@ class Calibration:
 
 def _middle(samples: Sequence[float]) -> float:
     return statistics.median(samples)
+
+
+def _pace(seconds: Sequence[float], calibrated: Sequence[float]) -> float:
+    """Return the ratio of medians, one if there are too few to tell."""
+    if len(seconds) < LEAST_MOVES:
+        return 1.0
+    return _middle(seconds) / _middle(calibrated)
 
 
 def calibrate(ground: Ground, session: Session, *, repeats: int, say: Say) -> Calibration:

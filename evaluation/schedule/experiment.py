@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from evaluation.machine import watched
-from evaluation.schedule.calibrate import Calibration, calibrate
-from evaluation.schedule.figures import BOUND, Run, compare
+from evaluation.schedule.calibrate import CALIBRATED, Calibration, Pace, calibrate
+from evaluation.schedule.figures import BOUND, Compared, Run, compare
 from evaluation.schedule.ground import Ground
 from evaluation.schedule.predict import cluster, predict
 from evaluation.schedule.profiles import PROFILES
@@ -17,12 +17,13 @@ from swapserve.blueprint import rules_of
 METHOD = (
     "What engines and moves take is measured through the front door, before the first round of real"
     " runs and after each; the simulator gets the medians of all that, the daemon's rules and the"
-    " very trace that was replayed, and it begins with what the daemon had learnt by then. Engines"
-    " compute at the pace of that very run (median gap between two tokens of a stream), since a"
-    " machine's cores change; nothing else is taken from a real run. A simulated figure is the"
-    " median over simulations whose moves vary as the measured ones did. Verdicts: met if every"
-    f" real run is within {BOUND:.0%} of it; not met if all are beyond on one side; else too"
-    f" noisy if the ratios differ by more than {BOUND:.0%} among themselves; else by their median."
+    " very trace that was replayed, and it begins with what the daemon had learnt by then. Since a"
+    " machine's cores change from minute to minute, engines compute and move at the pace of that"
+    " very run: its mean gap between two tokens, its median ways in, over the calibrated ones;"
+    " nothing else is taken from it, and `calibrated_only` is without. A simulated figure is"
+    " the median over simulations whose moves vary as the measured ones did. Verdicts: met if every"
+    f" real run is within {BOUND:.0%} of it; not met if all are beyond on one side; else too noisy"
+    f" if the ratios differ by more than {BOUND:.0%} among themselves; else by their median."
 )
 Say = Callable[[str], None]
 Key = tuple[str, str]
@@ -108,28 +109,20 @@ class Experiment:
             if not replayed:
                 continue
             trace = self._traces[profile]
-            simulated = [
-                predict(
-                    cluster(self._here, pooled, pace=one.itl_s / pooled.itl_s),
-                    trace,
-                    policy,
-                    rules_of(self._here.config(policy), wall_offset_s=0.0),
-                    noise=pooled.noise(),
-                    learnt=learnt,
-                    seeds=range(seeds),
-                )
-                for one, learnt in zip(replayed, self._learnt[profile, policy], strict=True)
+            paces = [
+                pooled.pace(one.itl_s, one.ways_in("golden"), one.ways_in("live"))
+                for one in replayed
             ]
-            compared = compare(
-                [one.run.figures() for one in replayed],
-                [[one.figures() for one in group] for group in simulated],
-            )
+            simulated = self._simulated((profile, policy), pooled, paces, seeds)
+            blind = self._simulated((profile, policy), pooled, [CALIBRATED] * len(paces), seeds)
+            real = [one.run.figures() for one in replayed]
             profiles[f"{profile}, {policy}"] = {
                 "profile": profile,
                 "policy": policy,
                 "about": PROFILES[profile].about,
                 "requests": len(trace),
-                "figures": {one.name: asdict(one) for one in compared},
+                "figures": _by_name(compare(real, _figures(simulated))),
+                "calibrated_only": _by_name(compare(real, _figures(blind))),
                 "forecasts": _coverage([one.run for one in replayed]),
                 "forecasts_simulated": _coverage([run for group in simulated for run in group]),
                 "trace": [trace.arrival, trace.model, trace.tokens_in, trace.tokens_out],
@@ -144,6 +137,33 @@ class Experiment:
             "profiles": profiles,
             "forecasts": _coverage([one.run for found in self._replayed.values() for one in found]),
         }
+
+    def _simulated(
+        self, key: Key, found: Calibration, paces: Sequence[Pace], seeds: int
+    ) -> list[list[Run]]:
+        """Return the simulations of each real run, at those paces."""
+        profile, policy = key
+        rules = rules_of(self._here.config(policy), wall_offset_s=0.0)
+        return [
+            predict(
+                cluster(self._here, found, pace),
+                self._traces[profile],
+                policy,
+                rules,
+                noise=found.noise(),
+                learnt=learnt,
+                seeds=range(seeds),
+            )
+            for pace, learnt in zip(paces, self._learnt[key], strict=True)
+        ]
+
+
+def _figures(groups: Sequence[Sequence[Run]]) -> list[list[dict[str, float]]]:
+    return [[run.figures() for run in group] for group in groups]
+
+
+def _by_name(compared: Sequence[Compared]) -> dict[str, Any]:
+    return {one.name: asdict(one) for one in compared}
 
 
 def _coverage(runs: Sequence[Run]) -> dict[str, Any]:

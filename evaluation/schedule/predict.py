@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evaluation.schedule.calibrate import Calibration
+from evaluation.schedule.calibrate import CALIBRATED, Calibration, Pace
 from evaluation.schedule.figures import Request, Run
 from evaluation.schedule.ground import ENGINE_BYTES, Ground
 from evaluation.simulate import Cluster, Model, Outcome, Workload, simulate
@@ -13,8 +13,8 @@ from swapserve.scheduler.knowledge import Knowledge
 SLOTS = 1
 
 
-def cluster(ground: Ground, calibration: Calibration, *, pace: float = 1.0) -> Cluster:
-    """Return the engines and their device as the simulator knows them; `pace` as for `kind`."""
+def cluster(ground: Ground, calibration: Calibration, pace: Pace = CALIBRATED) -> Cluster:
+    """Return the engines and their device as the simulator knows them, at that pace."""
     kind = calibration.kind(pace)
     models = tuple(Model(name=name, kind=kind, gpus=(0,), slots=SLOTS) for name in ground.names)
     return Cluster(models=models, gpu_bytes=(ground.held * ENGINE_BYTES,), ram_bytes=0)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ LEAD_S = 0.5
 """From the beginning of a replay to the trace's own."""
 SETTLE_S = 0.5
 """After the last token, until everything that the daemon has to tell is told."""
+SUSPENDED = 8.0
+"""Times the median: a longer gap between two tokens is a swap."""
 _MOVES = frozenset({"swap_in", "swap_out", "cold_start", "stop", "promote"})
 
 
@@ -31,13 +34,18 @@ class Replayed:
     Attributes:
         moves: the daemon's own accounts of its moves.
         late_s: by how much the client missed the trace's time, at worst.
-        itl_s: the median of all gaps between two tokens of a stream.
+        itl_s: the mean gap between two tokens of a stream, without suspensions.
     """
 
     run: Run
     itl_s: float
     moves: list[dict[str, Any]] = field(default_factory=list)
     late_s: float = 0.0
+
+    def ways_in(self, mechanism: str) -> list[float]:
+        """Return the seconds of its ways in of that kind, as the daemon says."""
+        moves = (move for move in self.moves if move["kind"] == "swap_in")
+        return [move["seconds"] for move in moves if move["mechanism"] == mechanism]
 
     def as_json(self) -> dict[str, Any]:
         """Return requests as rows, and moves."""
@@ -53,6 +61,11 @@ class Replayed:
             ],
             "moves": self.moves,
         }
+
+
+def _itl_s(gaps: Sequence[float]) -> float:
+    most = SUSPENDED * statistics.median(gaps)
+    return statistics.fmean(gap for gap in gaps if gap <= most)
 
 
 def replay(ground: Ground, session: Session, workload: Workload) -> Replayed:
@@ -113,7 +126,7 @@ class _Replay:
                 forecasts=status.forecasts,
                 forecasts_met=status.forecasts_met,
             ),
-            itl_s=statistics.median([gap for stream in self._streams for gap in stream.gaps]),
+            itl_s=_itl_s([gap for stream in self._streams for gap in stream.gaps]),
             moves=self._moves,
             late_s=self._late_s,
         )

@@ -4,7 +4,16 @@ from typing import Any
 
 from evaluation.schedule.figures import JUDGED
 
-_HEAD = ("profile, policy", "figure", "real", "simulated", "(10 - 90 %)", "ratio", "")
+_HEAD = (
+    "profile, policy",
+    "figure",
+    "real",
+    "simulated",
+    "(10 - 90 %)",
+    "ratio",
+    "",
+    "calibrated only",
+)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -21,19 +30,22 @@ def render(result: dict[str, Any]) -> str:
     for name, profile in result["profiles"].items():
         for place, (figure, one) in enumerate(profile["figures"].items()):
             real = " ".join(f"{each:.3g}" for each in one["real"])
-            ratio = " ".join("-" if each is None else f"{each:.2f}" for each in one["ratios"])
             span = f"{one['low']:.3g} - {one['high']:.3g}"
             label = name if not place else ""
             simulated = " ".join(f"{each:.3g}" for each in one["simulated"])
-            rows.append((label, figure, real, simulated, span, ratio, one["verdict"] or ""))
+            blind = _ratios(profile["calibrated_only"][figure])
+            verdict = one["verdict"] or ""
+            rows.append((label, figure, real, simulated, span, _ratios(one), verdict, blind))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
-    lines += ["", "Gaps between tokens, over the calibrated one:"]
+    lines += ["", "Pace, over the calibrated one: tokens, idle moves, busy moves"]
     for name, profile in result["profiles"].items():
-        paces = " ".join(f"{run['pace']:.2f}" for run in profile["runs"])
-        lines.append(f"  {name}: {paces}")
+        paces = (
+            " ".join(f"{each:.2f}" for each in run["pace"].values()) for run in profile["runs"]
+        )
+        lines.append(f"  {name}: {' | '.join(paces)}")
     lines += ["", "Requests that took no longer than their P90 forecast:"]
     for name, profile in result["profiles"].items():
         lines.append(
@@ -52,6 +64,10 @@ def missed(result: dict[str, Any]) -> list[str]:
         for figure in JUDGED
         if profile["figures"][figure]["verdict"] != "met"
     ]
+
+
+def _ratios(one: dict[str, Any]) -> str:
+    return " ".join("-" if each is None else f"{each:.2f}" for each in one["ratios"])
 
 
 def _share(found: dict[str, Any]) -> str:

@@ -25,9 +25,16 @@ def test_the_time_to_the_first_token_is_a_line_through_the_medians() -> None:
 
 
 def test_a_slower_pace_slows_prompts_and_answers_alike() -> None:
-    usual, slow = _calibration().kind(), _calibration().kind(2.0)
+    found = _calibration(in_idle_daemon=[0.2], in_busy_daemon=[0.3])
+    pace = found.pace(0.026, [0.3] * 5, [0.9] * 4)
+    assert pace.tokens == pytest.approx(2.0)
+    assert pace.idle == pytest.approx(1.5)
+    assert pace.busy == 1.0, "four moves tell nothing"
+    usual, slow = found.kind(), found.kind(pace)
     assert slow.speed.alone_s(100, 50) == pytest.approx(2 * usual.speed.alone_s(100, 50))
-    assert slow.ways == usual.ways
+    drop, keep = (Tier.DISK, False), (Tier.DISK, True)
+    assert slow.ways[drop].in_s == pytest.approx(1.5 * usual.ways[drop].in_s)
+    assert slow.ways[keep] == usual.ways[keep]
 
 
 def test_the_simulator_gets_a_way_with_requests_and_one_without() -> None:

@@ -108,7 +108,8 @@ def test_the_table_names_what_is_not_met() -> None:
         "profiles": {
             "mixed, lru": {
                 "figures": figures,
-                "runs": [{"pace": 1.3}],
+                "calibrated_only": figures,
+                "runs": [{"pace": {"tokens": 1.3, "idle": 1.0, "busy": 1.1}}],
                 "forecasts": share,
                 "forecasts_simulated": {"count": 0, "met": 0, "share": None},
             }
@@ -119,3 +120,4 @@ def test_the_table_names_what_is_not_met() -> None:
     text = render(result)
     assert "mixed, lru: real 90% of 10, simulated none" in text
     assert text.count("not met") == 1
+    assert "mixed, lru: 1.30 1.00 1.10" in text
