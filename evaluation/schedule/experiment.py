@@ -127,8 +127,10 @@ class Experiment:
                 "forecasts_simulated": _coverage([run for group in simulated for run in group]),
                 "trace": [trace.arrival, trace.model, trace.tokens_in, trace.tokens_out],
                 "runs": [
-                    {"machine": machine, "pace": one.itl_s / pooled.itl_s, **one.as_json()}
-                    for one, machine in zip(replayed, self._machine[profile, policy], strict=True)
+                    {"machine": machine, "pace": asdict(pace), **one.as_json()}
+                    for one, machine, pace in zip(
+                        replayed, self._machine[profile, policy], paces, strict=True
+                    )
                 ],
             }
         return {
