@@ -25,6 +25,7 @@ from swapserve.scheduler.board import Board
 from swapserve.scheduler.demand import AWAY, BRINGING_IN, MOVING, SERVING, Engine
 from swapserve.scheduler.groups import uses
 from swapserve.scheduler.needs import capacity_error, needed
+from swapserve.scheduler.order import hand_over
 from swapserve.scheduler.policies.base import NEVER, Wish, last_call
 from swapserve.scheduler.victims import Candidate, candidates, choose, hopeful, spared
 from swapserve.states import EngineState, Tier
@@ -71,7 +72,7 @@ class _Plan:
             self._open_spared()
             return None, False
         board = self.board
-        self._count_contenders()
+        self._add_up_round()
         self._pay_debts()
         for engine, wish in self._wishes():
             if engine.state not in AWAY:
@@ -127,13 +128,17 @@ class _Plan:
 
     # ------------------------------------------------------------------ coming
 
-    def _count_contenders(self) -> None:
-        contenders = dict.fromkeys(self.devices, 0)
+    def _add_up_round(self) -> None:
+        costs, below = self.board.knowledge.costs, self.board.below
+        round_s = dict.fromkeys(self.devices, 0.0)
         for engine in self.engines:
             if engine.active or engine.calling() is not None:
+                to, busy = below(engine), bool(engine.active or engine.suspended)
+                seconds = costs.out_s(engine.name, to, busy=busy)
+                seconds += costs.in_s(engine.name, to, busy=busy)
                 for device in engine.spec.devices:
-                    contenders[device] += 1
-        self.board.view.contenders = contenders
+                    round_s[device] += seconds
+        self.board.view.round_s = round_s
 
     def _wishes(self) -> list[tuple[Engine, Wish]]:
         """Return who wants to come in and may, in the policy's order."""
@@ -150,26 +155,7 @@ class _Plan:
                 wish = Wish(since, engine)
                 wishes.append((policy.urgency(view, wish), since, engine, wish))
         wishes.sort(key=lambda one: one[:2])
-        return self._hand_over([(engine, wish) for _, _, engine, wish in wishes])
-
-    def _hand_over(self, wishes: list[tuple[Engine, Wish]]) -> list[tuple[Engine, Wish]]:
-        """Return the wishes with nobody before the one for whom it has left.
-
-        A policy may find that who has just been sent away is the more urgent of the two: it would
-        come and go for ever, and the other one never come.
-        """
-        waits = {engine.index for engine, _ in wishes}
-        ordered: list[tuple[Engine, Wish]] = []
-        held: list[tuple[Engine, Wish]] = []
-        for engine, wish in wishes:
-            waits.discard(engine.index)
-            before = engine.left_for
-            (held if before and before.index in waits else ordered).append((engine, wish))
-            for one in tuple(held):
-                if one[0].left_for is engine:
-                    held.remove(one)
-                    ordered.append(one)
-        return ordered + held
+        return hand_over([(engine, wish) for _, _, engine, wish in wishes])
 
     def _can_fit(self, engine: Engine) -> bool:
         error = capacity_error(self.board, engine)

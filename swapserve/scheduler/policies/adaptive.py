@@ -169,6 +169,9 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
     out = costs.out_s(victim.name, to, busy=True)
     comes = 0.0 if wish.engine is None else comes_in_s(view, wish.engine)
     swap = out + comes
+    if wish.engine is None:  # bytes that are in use already cannot wait for anybody's last token
+        at = victim.ready_since + LEAST_SLICE * swap
+        return at, at
     if _yields(victim, wish):
         least = at = victim.ready_since + LEAST_SLICE * swap
     else:
@@ -224,8 +227,8 @@ def _least_slice(view: View, victim: Engine, swap: float) -> float:
     `max_wait`, nothing is gained by them but overhead.
     """
     rules = view.rules
-    rivals = max(view.contenders.get(device, 1) for device in victim.spec.devices)
-    if rivals * (1.0 + LEAST_SLICE) * swap <= rules.max_wait_s:
+    round_s = max(view.round_s.get(device, swap) for device in victim.spec.devices)
+    if (1.0 + LEAST_SLICE) * round_s <= rules.max_wait_s:
         return LEAST_SLICE * swap
     return max(LEAST_SLICE, (1.0 - share(view)) / share(view)) * swap
 

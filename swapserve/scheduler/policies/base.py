@@ -38,8 +38,8 @@ class View:
     engines: Mapping[EngineName, Engine]
     overhead: Mapping[DeviceName, Overhead]
     """The share of each device's time that swaps have taken lately."""
-    contenders: Mapping[DeviceName, int] = field(default_factory=dict)
-    """Engines on each device that are wanted or busy now."""
+    round_s: Mapping[DeviceName, float] = field(default_factory=dict)
+    """Of each device: what it takes to swap every engine in and out once that is wanted or busy."""
     below: Callable[[Engine], Tier] = field(default=lambda _: Tier.DISK)
     """The highest tier that has room now for all that an engine holds."""
     now: float = 0.0
