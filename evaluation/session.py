@@ -1,5 +1,6 @@
 """A daemon of our own in a directory of its own, and its end without a trace."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from swapserve.system.process import ProcessRef
 SUBNET = "10.233.0.0/16"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+ORPHAN_S = 2.0
+"""A keeper that was just being started has its lock file by then."""
 POLL_S = 0.02
 LOG_LINES = 20
 
@@ -154,7 +157,10 @@ def running(config: Config) -> Iterator[Session]:
             if daemon.poll() is None:
                 daemon.kill()
                 daemon.wait()
-            _end_keeper(keeper)
+            if keeper is None:
+                _end_orphan(config.paths.run_dir)
+            else:
+                _end(keeper, (None, signal.SIGTERM, signal.SIGKILL))
 
 
 def _url(endpoint: Path, poll: Any, log: Path) -> str:  # noqa: ANN401
@@ -174,11 +180,32 @@ def _url(endpoint: Path, poll: Any, log: Path) -> str:  # noqa: ANN401
     raise Missing(f"the daemon did not start. Its log ends:\n{tail}")
 
 
-def _end_keeper(keeper: ProcessRef | None) -> None:
-    """Wait for the keeper, which the daemon has told to end; TERM it if it has not."""
-    if keeper is None:
-        return
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
+def _end_orphan(run_dir: Path) -> None:
+    """End the keeper of a daemon that never served, and may have left it without a word."""
+    deadline = time.monotonic() + ORPHAN_S
+    while time.monotonic() < deadline:
+        if (keeper := _holder(run_dir / "keeper.lock")) is not None:
+            _end(keeper, (signal.SIGTERM, signal.SIGKILL))
+            return
+        time.sleep(POLL_S)
+
+
+def _holder(lock: Path) -> ProcessRef | None:
+    """Return who holds a lock file, None if nobody does."""
+    try:
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return ProcessRef.of(int(file.read()))
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        pass
+    return None
+
+
+def _end(keeper: ProcessRef, numbers: Sequence[signal.Signals | None]) -> None:
+    """Wait for the keeper to end, after each of these signals; None: it was told to already."""
+    for number in numbers:
         if number is not None:
             _signal(keeper, number)
         deadline = time.monotonic() + STOP_TIMEOUT_S

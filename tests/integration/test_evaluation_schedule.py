@@ -6,11 +6,28 @@ from pathlib import Path
 
 import pytest
 
+import evaluation.session
+from evaluation.engines import Missing
+from evaluation.schedule.ground import ground
 from swapserve.system.command import run_sync
 from tests.support.daemon import needs_criu
 
 pytestmark = [*needs_criu, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_daemon_that_never_serves_leaves_no_keeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation.session, "START_TIMEOUT_S", 0.4)  # its keeper is just starting
+    with (
+        ground(engines=2, size="tiny", held=1, scheduling={}, parent=tmp_path) as here,
+        pytest.raises(Missing, match="did not start"),
+        here.daemon("adaptive"),
+    ):
+        pass
+    keepers = run_sync(["pgrep", "-af", f"keeper.server {tmp_path}"], timeout_s=10, check=False)
+    assert keepers.stdout == ""
 
 
 def test_a_trace_is_replayed_simulated_and_compared_and_leaves_nothing(tmp_path: Path) -> None:
