@@ -73,7 +73,7 @@ def _somebody_moves(engines: list[Engine]) -> bool:
     return any(
         engine.state in MOVING
         or engine.state is EngineState.DRAINING
-        or engine.calling() is not None
+        or (engine.state in AWAY and engine.calling() is not None)
         for engine in engines
     )
 

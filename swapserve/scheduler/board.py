@@ -358,5 +358,6 @@ class Board:
         engine.state = new
         if new in MOVING:
             engine.moving_since = self.now
+            engine.misled = False
             if not engine.promoting:
                 self.works(engine)

@@ -163,7 +163,7 @@ class Core:
             board.grant(lease, engine)
             return
         # Another one in the same line changes nothing; a more urgent one may.
-        if not engine.waiting.size(event.ask.priority):
+        if event.ask.deadline_s is not None or not engine.waiting.size(event.ask.priority):
             board.touch(engine)
         board.enqueue(lease, engine)
         self._ring_by(self._door.watch(lease))
@@ -229,7 +229,8 @@ class Core:
             engine.guard_until = 0.0
             self._board.rests(engine)
         if engine.state is EngineState.DRAINING or engine.group in self._contended:
-            if engine.idle or (lease.called and not engine.callers):
+            # One that had not begun may have been what its engine was spared for.
+            if engine.idle or lease.began_at is None or (lease.called and not engine.callers):
                 self._board.touch(engine)
         elif engine.idle and engine.spec.ttl_s is not None and not engine.pinned:
             due = self._board.now + engine.spec.ttl_s

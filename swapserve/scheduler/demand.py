@@ -63,13 +63,15 @@ def owes_first(lease: Lease) -> bool:
 class Queue:
     """Who waits for one engine: in order of arrival within each priority."""
 
-    __slots__ = ("_lines", "_size")
+    __slots__ = ("_lines", "_size", "deadlines")
 
     def __init__(self) -> None:
         self._lines: tuple[OrderedDict[LeaseId, Lease], ...] = tuple(
             OrderedDict() for _ in Priority
         )
         self._size = 0
+        self.deadlines = 0
+        """How many of them have a deadline of their own."""
 
     def __len__(self) -> int:
         return self._size
@@ -83,17 +85,19 @@ class Queue:
         """Put it at the end of its line."""
         self._lines[lease.ask.priority][lease.id] = lease
         self._size += 1
+        self.deadlines += lease.ask.deadline_s is not None
 
     def remove(self, lease: Lease) -> None:
         """Take it out, wherever it stands."""
         del self._lines[lease.ask.priority][lease.id]
         self._size -= 1
+        self.deadlines -= lease.ask.deadline_s is not None
 
     def clear(self) -> None:
         """Send everybody away."""
         for line in self._lines:
             line.clear()
-        self._size = 0
+        self._size = self.deadlines = 0
 
     def heads(self) -> Iterator[Lease]:
         """Iterate over the oldest of each priority, the most urgent priority first."""
@@ -155,6 +159,8 @@ class Engine:
     """When the last requests were granted, oldest first."""
     moving_since: float = 0.0
     """Start of the transition under way."""
+    misled: bool = False
+    """The move under way takes another way than it began with: what it costs tells nothing."""
     left_for: "Engine | None" = None
     """Who has its place, or is to have it: it does not come back before that one came."""
     ready_since: float = 0.0

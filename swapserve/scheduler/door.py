@@ -74,6 +74,8 @@ class Door:
         board, ask = self._board, lease.ask
         if ask.deadline_s is None:
             return None
+        if board.unseen and board.now < lease.arrived + ask.deadline_s:
+            return None  # it may be there already
         wait = predicted_wait(board, engine, Place(ask.priority, lease.since))
         first = wait + board.knowledge.service.first_s(engine.name, ask)
         predicted_s = board.now + first - lease.arrived

@@ -13,12 +13,16 @@ def hand_over(wishes: list[tuple[Engine, Wish]]) -> list[tuple[Engine, Wish]]:
     waits = {engine.index for engine, _ in wishes}
     ordered: list[tuple[Engine, Wish]] = []
     held: list[tuple[Engine, Wish]] = []
-    for engine, wish in wishes:
-        waits.discard(engine.index)
-        before = engine.left_for
-        (held if before and before.index in waits else ordered).append((engine, wish))
-        for one in tuple(held):
-            if one[0].left_for is engine:
-                held.remove(one)
-                ordered.append(one)
+    for one in wishes:
+        before = one[0].left_for
+        if before is not None and before.index in waits:
+            held.append(one)
+            continue
+        free = [one]
+        while free:
+            now = free.pop(0)
+            ordered.append(now)
+            waits.discard(now[0].index)
+            free += [other for other in held if other[0].left_for is now[0]]
+            held = [other for other in held if other[0].left_for is not now[0]]
     return ordered + held

@@ -145,6 +145,8 @@ class _Plan:
         wishes = []
         policy, view = self.board.policy, self.board.view
         for engine in self.engines:
+            if engine.left_for is not None and engine.left_for.calling() is None:
+                engine.left_for = None  # nobody waits for that one any more
             since = engine.calling()
             if engine.state not in AWAY or since is None:
                 continue
@@ -296,9 +298,10 @@ class _Plan:
             elif busy and not victim.to_disk and self._ram_comes(victim, comes):
                 continue
             elif not busy or self._interrupts(victim):
-                if not engine.parked:
-                    engine.left_for = comes
+                parked = engine.parked
                 self._swap_out(engine, cause, to_disk=victim.to_disk)
+                if not parked and engine.state is EngineState.SWAPPING_OUT:
+                    engine.left_for = comes
             else:
                 self._drain(victim)
 
@@ -375,7 +378,8 @@ class _Plan:
             if ttl is None or engine.pinned or not engine.idle:
                 continue
             if engine.state is EngineState.READY:
-                due = max(engine.idle_since + ttl, engine.out_retry_at)
+                kept = max(engine.guard_until, engine.ready_since + engine.spec.min_resident_s)
+                due = max(engine.idle_since + ttl, engine.out_retry_at, kept)
                 if due <= self.board.now:
                     self._swap_out(engine, "ttl")
                     engine.ahead_from = self.board.now + ttl

@@ -41,7 +41,7 @@ def seen(board: Board, event: EngineSeen) -> None:
     engine.can_dump = event.can_dump
     engine.ready_since = engine.idle_since = board.now
     engine.moves_on = board.exclusive.intersection(engine.spec.devices)
-    engine.measure(event.footprint or {})
+    _measure(board, engine, event.footprint or {})
     if engine.parked:
         _park(board, engine, event.residue, event.host_bytes)
     if not engine.seen:
@@ -74,7 +74,7 @@ def ready(board: Board, event: EngineReady) -> None:
     comes = engine.state in BRINGING_IN and not engine.promoting
     if not (comes or engine.state is EngineState.SWAPPING_OUT) or engine.parked:
         raise IllegalTransition(engine.name, engine.state, EngineState.READY, "engine ready")
-    engine.measure(event.footprint)
+    _measure(board, engine, event.footprint)
     board.ledger.commit(
         engine.name, {device: _use(board, engine, device) for device in engine.spec.devices}
     )
@@ -94,6 +94,9 @@ def ready(board: Board, event: EngineReady) -> None:
 
 def _came(board: Board, engine: Engine, seconds: float) -> None:
     """Learn what a bring-in has cost."""
+    if engine.misled:  # its state was lost on the way, and it came from somewhere else
+        board.knowledge.caches.emptied(engine.name)
+        return
     if engine.tier is not Tier.DEVICE:  # else it was only adopted
         busy = bool(engine.suspended)
         board.knowledge.costs.came(engine.name, engine.tier, seconds, busy=busy)
@@ -197,7 +200,15 @@ def _promoted(board: Board, engine: Engine, event: EngineLeft) -> None:
     if event.leases_lost:
         board.lose_suspended(engine, _mid_answer(engine))
     commands.run_queued(board, engine)
+    board.rests(engine)
     board.touch(engine)
+
+
+def _measure(board: Board, engine: Engine, reading: Footprint) -> None:
+    """Take in a reading of what an engine holds."""
+    engine.measure(reading)
+    needs = [engine.need(device) or 0 for device in engine.spec.devices]
+    board.knowledge.costs.size(engine.name, sum(needs))
 
 
 def _mid_answer(engine: Engine) -> EngineUnavailable:
@@ -291,6 +302,7 @@ def exited(board: Board, event: EngineExited) -> None:
     board.rests(engine)
     board.touch(engine)
     if engine.state in MOVING:
+        engine.misled = True
         return  # the transition's own answer says what is left
     board.ledger.release(engine.name, uses(engine.spec))
     if engine.state is not EngineState.FAILED:  # else it has been counted already
@@ -308,7 +320,7 @@ def measured(board: Board, event: FootprintMeasured) -> None:
     if engine.state not in SERVING or board.unseen:
         return
     before = {device: engine.need(device) for device in engine.spec.devices}
-    engine.measure(event.footprint)
+    _measure(board, engine, event.footprint)
     grown = {
         device: need
         for device, old in before.items()

@@ -132,8 +132,8 @@ def _turn(board: Board, engine: Engine) -> tuple[tuple[float, ...], Since] | Non
 
 def _leaves(board: Board, other: Engine) -> bool:
     """Return whether the engine is on its devices and gives them up, sooner or later."""
-    if other.state in LEAVING:
-        return True
+    if other.state in LEAVING | {EngineState.SWAPPED_OUT, EngineState.FAILED}:
+        return True  # what it still holds, here or in RAM, can go further down
     return board.policy.swaps and not other.pinned and other.state in SERVING | BRINGING_IN
 
 
@@ -143,6 +143,8 @@ def _released_in(board: Board, engine: Engine, victim: Engine) -> float:
     if victim.state in LEAVING:
         cost = costs.out_s(victim.name, victim.bound_for, busy=bool(victim.suspended))
         return max(0.0, cost - (now - victim.moving_since))
+    if victim.state in AWAY:
+        return costs.out_s(victim.name, Tier.DISK, busy=bool(victim.suspended))
     if victim.idle:
         comes = 0.0
         if victim.state in BRINGING_IN:  # for others, who have their turn first

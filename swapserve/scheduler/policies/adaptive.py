@@ -86,9 +86,10 @@ def _due(view: View, engine: Engine) -> float:
     patience = (0.0, slo, rules.max_wait_s)
     for lease in engine.waiting.heads():
         wanted = lease.since[0] + patience[lease.ask.priority]
-        if lease.ask.deadline_s is not None:
-            wanted = min(wanted, lease.arrived + lease.ask.deadline_s)
         due = min(due, wanted)
+    for lease in engine.waiting if engine.waiting.deadlines else ():
+        if lease.ask.deadline_s is not None:
+            due = min(due, lease.arrived + lease.ask.deadline_s)
     for lease in islice(engine.suspended.values(), LOOKED_AT):
         if _interactive(lease):
             due = min(due, _back_at(view, engine, lease, slo))

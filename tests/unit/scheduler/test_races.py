@@ -524,7 +524,7 @@ def test_the_end_of_a_request_crosses_with_its_refusal(policy: str) -> None:
     world.send(LeaseEnded(lease=LeaseId("nobody's")))
     assert [world.core.counts(EngineName(name)) for name in "ab"] == before
     go_on(world, 5)
-    assert world.state(late) is L.ACTIVE
+    assert granted(world, late)
 
 
 @every_policy
