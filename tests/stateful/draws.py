@@ -21,6 +21,7 @@ asks = st.builds(
     tokens_max=st.sampled_from([None, 1, 64, 100_000]),
     key=st.sampled_from(["", "batch", "chat"]),
     conversation=st.integers(0, 3),
+    streams=st.booleans(),
 )
 """Requests of all kinds; most allow any wait."""
 

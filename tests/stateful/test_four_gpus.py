@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import EngineName
-from swapserve.messages import Ask, BringIn, EngineSpec, StopEngine, SwapOut, Used, Verb
+from swapserve.messages import Ask, BringIn, EngineSpec, LeaseBegan, StopEngine, SwapOut, Used, Verb
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.draws import asks, policies, seldom, slots, swap_seconds, used
 from tests.stateful.world import DEVICE, World, engine, gpu, host
@@ -116,6 +116,13 @@ class Machine(RuleBasedStateMachine):
     def requests(self, some: list[tuple[str, Ask]]) -> None:
         for name, ask in some:
             self.world.request(name, ask=ask)
+
+    @precondition(lambda self: self.world.live)
+    @rule(data=st.data())
+    def a_stream_begins(self, data: st.DataObject) -> None:
+        """At any time: the word of it may cross with a suspension or the end."""
+        lease = data.draw(st.sampled_from(sorted(self.world.live)))
+        self.world.send(LeaseBegan(lease=lease))
 
     @precondition(lambda self: self.world.live)
     @rule(data=st.data())

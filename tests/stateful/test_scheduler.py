@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 )
 
 from swapserve.ids import DeviceName
-from swapserve.messages import Ask, BringIn, DeviceSpec, StopEngine, Used, Verb
+from swapserve.messages import Ask, BringIn, DeviceSpec, LeaseBegan, StopEngine, Used, Verb
 from swapserve.states import EngineState, LeaseState, Tier
 from tests.stateful.draws import asks, policies, queue_limits, seldom, slots, swap_seconds, used
 from tests.stateful.world import DEVICE, World, engine
@@ -111,6 +111,13 @@ class Machine(RuleBasedStateMachine):
     def requests(self, some: list[tuple[str, Ask]]) -> None:
         for name, ask in some:
             self.world.request(name, ask=ask)
+
+    @precondition(lambda self: self.world.live)
+    @rule(data=st.data())
+    def a_stream_begins(self, data: st.DataObject) -> None:
+        """At any time: the word of it may cross with a suspension or the end."""
+        lease = data.draw(st.sampled_from(sorted(self.world.live)))
+        self.world.send(LeaseBegan(lease=lease))
 
     @precondition(lambda self: self.world.live)
     @rule(data=st.data())
