@@ -185,8 +185,9 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
         at = max(least, min(base, last_call(view, wish)))
         if _overtaken(victim, wish):
             at = min(at, max(least, view.now))
+    cut_at = max(at, min(_first_tokens_at(view, victim), last_call(view, wish)))
     if not _overtaken(victim, wish):
-        at = max(at, min(_first_tokens_at(view, victim), last_call(view, wish)))
+        at = cut_at  # it serves whoever comes until it goes
     # Waiting is worth what a preemption costs more than a drain, there and back.
     dearer = max(0.0, out - costs.out_s(victim.name, to, busy=False))
     patience = dearer + costs.in_s(victim.name, to, busy=True)
@@ -199,7 +200,7 @@ def _slice(view: View, victim: Engine, wish: Wish) -> tuple[float, float]:
         begun = max(least, wish.since[0])
         longest = begun + 2 * dearer if left <= dearer else min(begun + 2 * patience, latest)
         return begun, max(begun, min(view.now + patience, longest))
-    return at, at
+    return at, cut_at
 
 
 def _first_tokens_at(view: View, victim: Engine) -> float:
