@@ -63,6 +63,7 @@ async def test_a_stream_arrives_whole_and_untouched() -> None:
         assert (ended.outcome, ended.status, ended.stream) == ("ok", 200, True)
         assert ended.bytes_out == len(body)
         assert ended.ttft_s is not None
+        assert door.scheduler.began == door.scheduler.granted
         assert door.scheduler.ended == door.scheduler.granted
 
 

@@ -19,7 +19,7 @@ from swapserve.config.schema import ModelConfig, ServerConfig
 from swapserve.errors import SwapServeError
 from swapserve.events import Bus, BusEvent, RequestEnded
 from swapserve.ids import DeviceName, EngineName, LeaseId
-from swapserve.messages import Ask, Event, LeaseEnded, LeaseRequested, Used
+from swapserve.messages import Ask, Event, LeaseBegan, LeaseEnded, LeaseRequested, Used
 from swapserve.metrics import Metrics
 from swapserve.router.admission import Admission, Place
 from swapserve.router.proxy import Proxy
@@ -50,6 +50,7 @@ class ScriptedScheduler:
     admission: Admission = field(init=False)
     waiting: list[LeaseId] = field(default_factory=list)
     granted: list[LeaseId] = field(default_factory=list)
+    began: list[LeaseId] = field(default_factory=list)
     ended: list[LeaseId] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)
     used: list[Used | None] = field(default_factory=list)
@@ -60,6 +61,8 @@ class ScriptedScheduler:
                 self.waiting.append(lease)
                 self.asks.append(ask)
                 asyncio.get_running_loop().call_soon(self._decide, lease)
+            case LeaseBegan(lease=lease):
+                self.began.append(lease)
             case LeaseEnded(lease=lease, used=used):
                 self.ended.append(lease)
                 self.used.append(used)
